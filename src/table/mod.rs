@@ -1,0 +1,164 @@
+//! Which connections belong together, and until when. No I/O, no clock: inputs in, effects out.
+//!
+//! The relay feeds [`Table`] with what happened (a connection joined, left, refreshed, released) and when,
+//! and carries out the [`Effect`]s it answers with, in their order. Time passes only by [`Table::advance`],
+//! which is due at [`Table::deadline`]. The table is touched when connections come and go, never per packet:
+//! what a packet needs is the [`Meter`] that both legs share.
+
+pub mod meter;
+
+use std::{sync::Arc, time::Duration};
+
+pub use meter::{Denied, Meter};
+
+use crate::wire::{CloseCode, Handle};
+
+/// One reading of both clocks. Only `clock.rs` makes one from real clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic time since the process chose to begin counting.
+    pub mono: Duration,
+    /// Wall time since the Unix epoch.
+    pub unix: Duration,
+}
+
+/// A connection, for as long as the process lives; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// What may pass, in both directions together. `None` means that there is no such limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Payload bytes per second.
+    pub rate_bytes_per_sec: Option<u64>,
+    /// Datagrams per second.
+    pub rate_packets_per_sec: Option<u64>,
+    /// Payload bytes over the allocation's whole life.
+    pub quota_bytes: Option<u64>,
+}
+
+/// What a kind of customer gets when the token asks for nothing, and at most when it asks for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tier {
+    /// Defaults and caps of each allocation.
+    pub limits: Limits,
+    /// How many allocations a device may have at once.
+    pub allocations_per_device: Option<u32>,
+}
+
+/// The relay's rules, the same for all allocations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// Allocations at once.
+    pub max_allocations: usize,
+    /// Allocations and remembered ends together; a full ledger refuses new allocations, it never forgets.
+    pub max_ledger: usize,
+    /// Connections per role of one allocation; one more replaces the oldest.
+    pub connections_per_role: usize,
+    /// The longest life of an allocation, whatever its token says.
+    pub allocation_timeout: Duration,
+    /// How long an allocation outlives the last connection of a side.
+    pub idle_timeout: Duration,
+    /// How long the first side waits for the second.
+    pub pair_timeout: Duration,
+}
+
+/// The outcome of a join.
+#[derive(Debug, Clone)]
+pub struct Joined {
+    /// The allocation's public name.
+    pub handle: Handle,
+    /// Shared by both legs.
+    pub meter: Arc<Meter>,
+    /// What is in force now.
+    pub grant: Grant,
+    /// Whether the other side has a connection.
+    pub peer_present: bool,
+    /// Whether this join brought the allocation into being.
+    pub created: bool,
+}
+
+/// What an allocation's clients are told of their limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grant {
+    /// Unix seconds.
+    pub expires_at_unix: u64,
+    /// What is in force.
+    pub limits: Limits,
+    /// How much may pass at once above the rate.
+    pub burst_bytes: Option<u64>,
+    /// Charged so far, in both directions.
+    pub bytes_used: u64,
+}
+
+/// What the relay must do, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// From now on what `conn` sends goes to `to`; `None` while the other side is away.
+    Link {
+        /// The connection that is told.
+        conn: ConnId,
+        /// The newest connection of the other side.
+        to: Option<ConnId>,
+    },
+    /// The allocation's limits or expiry changed.
+    Refreshed {
+        /// The connection that is told.
+        conn: ConnId,
+        /// What is in force now.
+        grant: Grant,
+    },
+    /// Close the connection; the table has already forgotten it.
+    Close {
+        /// The connection to close.
+        conn: ConnId,
+        /// Why.
+        code: CloseCode,
+        /// For people; says what to do next where there is something to do.
+        message: Arc<str>,
+    },
+    /// An allocation is over: all its connections have been closed by effects before this one.
+    Ended(Ended),
+}
+
+/// What is left to say of an allocation that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Its public name.
+    pub handle: Handle,
+    /// Why it ended.
+    pub code: CloseCode,
+    /// How long it lived.
+    pub lifetime: Duration,
+    /// Charged over its whole life, in both directions.
+    pub bytes_used: u64,
+}
+
+/// Why a join or a refresh is refused; nothing was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The relay has as many allocations as it may.
+    #[error("the relay is full")]
+    AllocationsFull,
+    /// The ledger of use is full.
+    #[error("the relay's ledger of used tokens is full")]
+    LedgerFull,
+    /// The device has as many allocations as it may.
+    #[error("the device has as many allocations as its tier allows")]
+    DeviceFull,
+    /// The allocation ended for good; the code is RELEASED, KILLED or QUOTA_EXCEEDED.
+    #[error("the allocation ended for good: {0}; mint a token for a new allocation")]
+    Ended(CloseCode),
+    /// A refresh for another allocation.
+    #[error("the refresh is for another allocation")]
+    OtherAllocation,
+    /// A refresh that would not extend the allocation.
+    #[error("a refresh must expire later than the token in force")]
+    NotLater,
+    /// The connection belongs to no allocation (any more).
+    #[error("the allocation has ended")]
+    Gone,
+    /// The token expired between its check and now.
+    #[error("the token has expired")]
+    Expired,
+}

@@ -1,0 +1,75 @@
+//! Ed25519 public keys that are safe to trust: canonical, and not of small order.
+
+use std::fmt;
+
+use ed25519_dalek::{Signature, VerifyingKey};
+
+/// Why 32 bytes are not a key to rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Not 32 bytes.
+    #[error("an Ed25519 public key is 32 bytes")]
+    Length,
+    /// The bytes name no point of the curve.
+    #[error("the bytes are not a point of the curve")]
+    NotOnCurve,
+    /// A second spelling of a point that has a canonical one.
+    #[error("the key's encoding is not canonical")]
+    NotCanonical,
+    /// A point of small order: signatures by it prove nothing.
+    #[error("the key is of small order")]
+    SmallOrder,
+}
+
+/// A checked Ed25519 public key.
+///
+/// Signatures are verified strictly (RFC 8032, cofactorless, `S` reduced, `R` not of small order).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PublicKey(VerifyingKey);
+
+impl PublicKey {
+    /// Checks 32 bytes, as pinned in a configuration or carried in a token.
+    ///
+    /// # Errors
+    /// [`KeyError`] says what is wrong with them.
+    pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, KeyError> {
+        let key = VerifyingKey::from_bytes(bytes).map_err(|_| KeyError::NotOnCurve)?;
+        if key.to_edwards().compress().as_bytes() != bytes {
+            return Err(KeyError::NotCanonical);
+        }
+        if key.is_weak() {
+            return Err(KeyError::SmallOrder);
+        }
+        Ok(Self(key))
+    }
+
+    /// As [`PublicKey::from_bytes`], for bytes of any length.
+    ///
+    /// # Errors
+    /// [`KeyError`] says what is wrong with them.
+    pub fn from_slice(bytes: &[u8]) -> Result<Self, KeyError> {
+        Self::from_bytes(bytes.try_into().map_err(|_| KeyError::Length)?)
+    }
+
+    /// The canonical encoding.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        self.0.as_bytes()
+    }
+
+    /// Whether `signature` is this key's signature of `message`.
+    pub fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        self.0.verify_strict(message, &Signature::from_bytes(signature)).is_ok()
+    }
+}
+
+impl From<&ed25519_dalek::SigningKey> for PublicKey {
+    fn from(key: &ed25519_dalek::SigningKey) -> Self {
+        Self(key.verifying_key())
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({})", hex::encode(self.as_bytes()))
+    }
+}
