@@ -59,8 +59,8 @@ impl fmt::Debug for Identity {
 
 /// A token whose signature, audience, allocation and times have all been checked.
 ///
-/// Only the checks make one: [`VerifiedToken::check`](super::token::VerifiedToken::check).
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// From the network they come only by [`VerifiedToken::check`](super::token::VerifiedToken::check).
+#[derive(Clone, PartialEq, Eq)]
 pub struct Claims {
     /// The allocation it grants.
     pub identity: Identity,
@@ -85,5 +85,17 @@ impl Claims {
             Role::Device => &self.device_key,
             Role::Peer => &self.peer_key,
         }
+    }
+}
+
+/// Shows the allocation's handle and what was granted; neither keys nor ids.
+impl fmt::Debug for Claims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claims")
+            .field("identity", &self.identity)
+            .field("expires_at_unix", &self.expires_at_unix)
+            .field("bandwidth_bytes_per_sec", &self.bandwidth_bytes_per_sec)
+            .field("quota_bytes", &self.quota_bytes)
+            .finish_non_exhaustive()
     }
 }

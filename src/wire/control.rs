@@ -25,8 +25,11 @@ pub const HEADER_LEN: usize = 4;
 pub const MAX_FRAME_UNAUTHENTICATED: usize = 4 * 1024;
 /// The largest frame afterwards, and the largest a client accepts, in bytes without its header.
 pub const MAX_FRAME: usize = 64 * 1024;
-/// How much of a client's `agent` is kept, in bytes.
+/// How much of a client's `agent` is sent and kept, in bytes.
 pub const MAX_AGENT_BYTES: usize = 128;
+/// How many relays of a list are kept. A client that could reach none of sixteen will not reach a seventeenth,
+/// and a relay's list of empty entries would otherwise cost fifty times its size in memory.
+pub const MAX_RELAYS: usize = 16;
 
 /// Why a frame is refused; each closes the connection with PROTOCOL_ERROR.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,7 +92,7 @@ pub struct Hello {
     pub allocation_id: Bytes,
     /// Mode 1 proof; `None` asks for a Challenge.
     pub proof: Option<Bytes>,
-    /// What the client can do beyond the base protocol; unknown ones are left out.
+    /// What the client can do beyond the base protocol: each once, unknown ones left out.
     pub features: Vec<Feature>,
     /// The client's name and version, cut to [`MAX_AGENT_BYTES`]. Chosen by the caller: escape it in logs.
     pub agent: String,
@@ -105,6 +108,19 @@ impl std::fmt::Debug for Hello {
             .finish_non_exhaustive()
     }
 }
+
+/// Messages that carry a token, a signature or a tag: shown without it, so that no log can hold one.
+macro_rules! debug_without_contents {
+    ($($message:ident),*) => {
+        $(impl std::fmt::Debug for proto::$message {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(concat!(stringify!($message), " { .. }"))
+            }
+        })*
+    };
+}
+
+debug_without_contents!(Hello, Prove, Refresh, Channel);
 
 /// From client to relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,7 +152,7 @@ impl ClientMessage {
                     proto::Role::Peer => Role::Peer,
                     proto::Role::Unspecified => return Err(FrameError::NoRole),
                 },
-                features: hello.features().filter(|f| *f != Feature::Unspecified).collect(),
+                features: known(hello.features()),
                 agent: truncated(hello.agent, MAX_AGENT_BYTES),
                 token: hello.token,
                 allocation_id: hello.allocation_id,
@@ -163,7 +179,7 @@ impl ClientMessage {
                 allocation_id: hello.allocation_id,
                 proof: hello.proof.unwrap_or_default(),
                 features: hello.features.into_iter().map(i32::from).collect(),
-                agent: hello.agent,
+                agent: truncated(hello.agent, MAX_AGENT_BYTES),
             }),
             Self::Prove(prove) => Kind::Prove(prove),
             Self::Refresh(refresh) => Kind::Refresh(refresh),
@@ -172,6 +188,17 @@ impl ClientMessage {
         };
         frame(&proto::ClientMessage { kind: Some(kind) })
     }
+}
+
+/// Each known feature once, however often it was sent: the list must not grow with the frame.
+fn known(sent: impl Iterator<Item = Feature>) -> Vec<Feature> {
+    let mut known = Vec::new();
+    for feature in sent {
+        if feature != Feature::Unspecified && !known.contains(&feature) {
+            known.push(feature);
+        }
+    }
+    known
 }
 
 /// Cuts a text to at most `max_bytes`, at a character's edge.
@@ -184,16 +211,32 @@ fn truncated(mut text: String, max_bytes: usize) -> String {
     text
 }
 
+/// Cuts a list of relays, and gives its memory back.
+fn cut(relays: &mut Vec<RelayInfo>) {
+    relays.truncate(MAX_RELAYS);
+    relays.shrink_to_fit();
+}
+
 /// From relay to client.
 pub type RelayMessage = proto::relay_message::Kind;
 
 impl RelayMessage {
-    /// Reads a frame's body.
+    /// Reads a frame's body; lists of relays are cut to [`MAX_RELAYS`].
     ///
     /// # Errors
     /// [`FrameError`]; unknown fields are ignored, an unknown message is not.
     pub fn parse(body: Bytes) -> Result<Self, FrameError> {
-        proto::RelayMessage::decode(body)?.kind.ok_or(FrameError::Unknown)
+        let mut message = proto::RelayMessage::decode(body)?.kind.ok_or(FrameError::Unknown)?;
+        match &mut message {
+            Self::Allocated(allocated) => {
+                allocated.features = known(allocated.features()).into_iter().map(i32::from).collect();
+                cut(&mut allocated.relays);
+            }
+            Self::Migrate(migrate) => cut(&mut migrate.relays),
+            Self::Refused(refused) => cut(&mut refused.relays),
+            _ => {}
+        }
+        Ok(message)
     }
 
     /// The frame, header included.

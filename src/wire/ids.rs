@@ -91,6 +91,14 @@ identifier!(
     16
 );
 
+impl AllocationId {
+    /// What a client puts first into its first Destination Connection ID, so that both legs of the allocation
+    /// land on one shard: the XOR of the id's bytes. `PROTOCOL.md` section 7.
+    pub fn affinity_byte(&self) -> u8 {
+        self.0.iter().fold(0, |sum, byte| sum ^ byte)
+    }
+}
+
 /// Which of an allocation's two sides a connection speaks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {

@@ -258,8 +258,7 @@ impl SignedToken {
         if !device_key.verifies(&digest, &self.signature) {
             return Err(TokenError::Signature);
         }
-        let peer_key =
-            PublicKey::from_bytes(self.fields.peer_id.as_bytes()).map_err(TokenError::PeerKey)?;
+        let peer_key = PublicKey::from_bytes(self.fields.peer_id.as_bytes()).map_err(TokenError::PeerKey)?;
         Ok(VerifiedToken { fields: self.fields, hash: self.hash(), device_key: *device_key, peer_key })
     }
 }
