@@ -1,1 +1,3 @@
+//! The program `zrc-relay`.
+
 fn main() {}

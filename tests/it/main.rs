@@ -1,1 +1,12 @@
-//! x
+//! The integration tests, one binary: the real modules together, over loopback sockets.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test says what is wrong by panicking"
+)]
+
+mod architecture;

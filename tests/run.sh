@@ -1,0 +1,191 @@
+#!/usr/bin/env bash
+# Everything that is checked before a change is accepted. On a fresh Debian machine with Rust it installs what
+# is missing: Debian packages with apt, Python packages into target/venv, cargo-deny with cargo.
+#
+#   tests/run.sh               all steps, cheap ones first, stopping at the first failure
+#   tests/run.sh fmt clippy    these steps only
+#   tests/run.sh --list        the steps and what they do
+set -euo pipefail
+shopt -s inherit_errexit
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly CARGO_DENY_VERSION=0.20.2
+readonly STEPS=(fmt shell deny clippy doc test client cross interop)
+readonly TARGET=${CARGO_TARGET_DIR:-$PWD/target}
+readonly VENV=$TARGET/venv
+export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+
+about() {
+    case $1 in
+    fmt) echo "the source is formatted (rustfmt)" ;;
+    shell) echo "the shell scripts are sound (shellcheck)" ;;
+    deny) echo "licences, sources and banned crates (cargo-deny)" ;;
+    clippy) echo "no compiler or clippy warning in any target" ;;
+    doc) echo "the documentation builds without a warning (rustdoc)" ;;
+    test) echo "unit, integration and documentation tests" ;;
+    client) echo "the client library builds alone and pulls in no server" ;;
+    cross) echo "the client library is checked for macOS and Windows" ;;
+    interop) echo "an independent client in Python drives the relay" ;;
+    *) return 1 ;;
+    esac
+}
+
+# What to do after a failure, beyond reading what was printed above it.
+advice() {
+    case $1 in
+    fmt) echo "run 'cargo fmt'" ;;
+    shell) echo "each SC number above is explained at https://www.shellcheck.net/wiki/" ;;
+    deny) echo "choose another crate, or say in .cargo/deny.toml why this one may come in" ;;
+    clippy) echo "'cargo clippy --all-targets --fix' mends some of them" ;;
+    doc) echo "the warning names the file and line of the comment" ;;
+    test) echo "'cargo test NAME -- --nocapture' runs one test and shows its output; seeds are printed with failures" ;;
+    client) echo "what only the server needs belongs behind feature \"server\" in Cargo.toml and #[cfg] in src/" ;;
+    cross) echo "tests/cross.sh says which target; code for one system belongs behind #[cfg(target_os)]" ;;
+    interop) echo "'$VENV/bin/python -m pytest tests/interop -k NAME -x' runs one test; see tests/interop/README.md" ;;
+    esac
+}
+
+step_fmt() { cargo fmt --check; }
+
+step_shell() { shellcheck .ci/run tests/*.sh; }
+
+step_deny() {
+    if ! cargo deny --version >/dev/null 2>&1; then
+        say "cargo-deny is missing: building it once, unoptimised, some minutes on two cores"
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+            cargo install --locked --version "$CARGO_DENY_VERSION" cargo-deny
+    fi
+    cargo deny --locked --config .cargo/deny.toml check --hide-inclusion-graph bans licenses sources
+}
+
+step_clippy() { cargo clippy --locked --all-targets -- -D warnings; }
+
+step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps; }
+
+step_test() { limited 25m cargo test --locked; }
+
+step_client() {
+    cargo clippy --locked --no-default-features --features client --lib --examples -- -D warnings
+    # The same search finds all of them in the whole program, so an empty answer below means something.
+    local found
+    found=$(server_crates)
+    [[ $found == "axum clap hyper prometheus" ]] || fail "the search for server crates is broken: it found '$found'"
+    found=$(server_crates --no-default-features --features client)
+    [[ -z $found ]] || fail "the client library alone depends on: $found"
+}
+
+# Which of the crates that only the daemon may use are among the dependencies.
+server_crates() {
+    local tree
+    tree=$(cargo tree --locked --target all --edges normal,build --prefix none --format '{p}' "$@")
+    awk '$1 ~ /^(hyper|axum|clap|prometheus)$/ { print $1 }' <<<"$tree" | sort -u | paste -sd ' '
+}
+
+step_cross() {
+    python_packages
+    PATH="$VENV/bin:$PATH" limited 25m bash tests/cross.sh
+}
+
+step_interop() {
+    python_packages
+    cargo build --locked --bin zrc-relay
+    ZRC_RELAY_BIN="$TARGET/debug/zrc-relay" limited 15m "$VENV/bin/python" -m pytest tests/interop
+}
+
+# The Python packages, at the versions of tests/interop/requirements.txt, installed again when that changes.
+python_packages() {
+    local wanted=tests/interop/requirements.txt
+    if ! cmp -s "$wanted" "$VENV/installed.txt"; then
+        say "installing the Python packages of $wanted into $VENV"
+        python3 -m venv --clear "$VENV"
+        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted"
+        cp "$wanted" "$VENV/installed.txt"
+    fi
+}
+
+# Installs, in one go, the Debian packages and Rust components that the chosen steps need and the machine lacks.
+prepare() {
+    command -v cargo >/dev/null || fail "Rust is missing: install it from https://rustup.rs and run this again"
+    local packages=() components=() step
+    command -v cc >/dev/null || packages+=(build-essential)
+    for step in "$@"; do
+        case $step in
+        fmt) cargo fmt --version >/dev/null 2>&1 || components+=(rustfmt) ;;
+        clippy | client) cargo clippy --version >/dev/null 2>&1 || components+=(clippy) ;;
+        shell) command -v shellcheck >/dev/null || packages+=(shellcheck) ;;
+        cross | interop) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
+        esac
+    done
+    if ((${#components[@]})); then
+        command -v rustup >/dev/null || fail "missing: cargo ${components[*]}; install it with your Rust"
+        rustup component add "${components[@]}"
+    fi
+    if ((${#packages[@]})); then
+        command -v apt-get >/dev/null || fail "install with your system's package manager: ${packages[*]}"
+        local as_root=(env)
+        if ((EUID)); then
+            sudo -n true 2>/dev/null || fail "needs root once, for: apt-get install ${packages[*]}"
+            as_root=(sudo -n env)
+        fi
+        say "installing Debian packages: ${packages[*]}"
+        "${as_root[@]}" apt-get -q update
+        "${as_root[@]}" DEBIAN_FRONTEND=noninteractive \
+            apt-get -q install --yes --no-install-recommends "${packages[@]}"
+    fi
+}
+
+# Runs a command with a limit, so that a test that hangs is a failure and not a wait. At a terminal the command
+# stays in the foreground, where Ctrl-C reaches it.
+limited() {
+    local limit=$1 foreground=() status=0
+    shift
+    if [[ -t 0 ]]; then foreground=(--foreground); fi
+    timeout --kill-after=10s "${foreground[@]}" "$limit" "$@" || status=$?
+    if ((status == 124 || status == 137)); then say "no end after $limit: $*"; fi
+    return "$status"
+}
+
+say() { printf '%s== %s%s\n' "$BOLD" "$*" "$PLAIN"; }
+
+fail() {
+    say "$*" >&2
+    exit 1
+}
+
+took() { if (($1 < 60)); then echo "$1 s"; else echo "$(($1 / 60)) min $(($1 % 60)) s"; fi; }
+
+# Whatever ends the script early is said here, with the way on.
+finish() {
+    local status=$?
+    if ((status)) && [[ -n $current ]]; then
+        say "FAILED: step $current, after $(took $((SECONDS - started)))" >&2
+        say "next: $(advice "$current")" >&2
+        say "again: tests/run.sh $current" >&2
+    fi
+    exit "$status"
+}
+
+BOLD="" PLAIN="" current="" started=0
+if [[ -t 1 ]]; then BOLD=$'\e[1m' PLAIN=$'\e[0m'; fi
+
+if [[ ${1-} == --list ]]; then
+    for step in "${STEPS[@]}"; do printf '%-8s %s\n' "$step" "$(about "$step")"; done
+    exit 0
+fi
+chosen=("$@")
+if ((!$#)); then chosen=("${STEPS[@]}"); fi
+for step in "${chosen[@]}"; do
+    about "$step" >/dev/null || fail "no step '$step'; there are: ${STEPS[*]}"
+done
+
+prepare "${chosen[@]}"
+trap finish EXIT
+number=0
+for step in "${chosen[@]}"; do
+    current=$step started=$SECONDS number=$((number + 1))
+    say "[$number/${#chosen[@]}] $step: $(about "$step")"
+    "step_$step"
+    say "[$number/${#chosen[@]}] $step: ok, $(took $((SECONDS - started)))"
+done
+current=""
+say "all well: ${chosen[*]} in $(took "$SECONDS")"
