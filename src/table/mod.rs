@@ -1,17 +1,32 @@
 //! Which connections belong together, and until when. No I/O, no clock: inputs in, effects out.
 //!
 //! The relay feeds [`Table`] with what happened (a connection joined, left, refreshed, released) and when,
-//! and carries out the [`Effect`]s it answers with, in their order. Time passes only by [`Table::advance`],
-//! which is due at [`Table::deadline`]. The table is touched when connections come and go, never per packet:
+//! and carries out the [`Effect`]s it answers with, in their order. Time passes only by what it is told:
+//! every input first does all that is due, and [`Table::advance`] does only that; it is due at
+//! [`Table::deadline`]. The table is touched when connections come and go, never per packet:
 //! what a packet needs is the [`Meter`] that both legs share.
+//!
+//! - `table` is the state machine over all allocations, with the one list of deadlines.
+//! - `allocation` is one of them: who is here, who is awaited, when it ends by itself.
+//! - `ledger` remembers every identity that lives, that has used something, or that ended for good.
+//! - [`meter`] says how much may pass, with atomics; `bucket` is its rate.
 
+mod allocation;
+mod bucket;
+mod ledger;
 pub mod meter;
+#[allow(clippy::module_inception, reason = "the type's own file, as its siblings have theirs")]
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-pub use meter::{Denied, Meter};
+pub use allocation::Stage;
+pub use meter::{Counts, Denied, Meter};
+pub use table::{Summary, Table};
 
-use crate::wire::{CloseCode, Handle};
+use crate::wire::{Claims, CloseCode, Handle};
 
 /// One reading of both clocks. Only `clock.rs` makes one from real clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +50,21 @@ pub struct Limits {
     pub rate_packets_per_sec: Option<u64>,
     /// Payload bytes over the allocation's whole life.
     pub quota_bytes: Option<u64>,
+}
+
+impl Limits {
+    /// What a token gets: what it asks for up to the tier's cap, the tier's default where it asks for nothing.
+    pub fn granted(claims: &Claims, tier: &Tier) -> Self {
+        let granted = |asked: Option<u64>, cap: Option<u64>| match (asked, cap) {
+            (Some(asked), Some(cap)) => Some(asked.min(cap)),
+            (asked, cap) => asked.or(cap),
+        };
+        Self {
+            rate_bytes_per_sec: granted(claims.bandwidth_bytes_per_sec, tier.limits.rate_bytes_per_sec),
+            rate_packets_per_sec: tier.limits.rate_packets_per_sec,
+            quota_bytes: granted(claims.quota_bytes, tier.limits.quota_bytes),
+        }
+    }
 }
 
 /// What a kind of customer gets when the token asks for nothing, and at most when it asks for more.
@@ -134,7 +164,8 @@ pub struct Ended {
     pub bytes_used: u64,
 }
 
-/// Why a join or a refresh is refused; nothing was changed.
+/// Why a join or a refresh is refused. Nothing was changed, except that what is remembered of the token's
+/// identity is kept as long as the token lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The relay has as many allocations as it may.
@@ -155,10 +186,30 @@ pub enum Refusal {
     /// A refresh that would not extend the allocation.
     #[error("a refresh must expire later than the token in force")]
     NotLater,
-    /// The connection belongs to no allocation (any more).
+    /// The connection belongs to no allocation (any more). When the table closed it, the effect that did so
+    /// said why, and that code goes before this one.
     #[error("the allocation has ended")]
     Gone,
     /// The token expired between its check and now.
     #[error("the token has expired")]
     Expired,
+    /// The connection belongs to an allocation already.
+    #[error("the connection has joined an allocation already")]
+    AlreadyJoined,
+}
+
+impl Refusal {
+    /// What the caller is told.
+    pub const fn close_code(self) -> CloseCode {
+        match self {
+            Self::AllocationsFull | Self::LedgerFull => CloseCode::Capacity,
+            Self::DeviceFull => CloseCode::DeviceLimit,
+            Self::Ended(code) => code,
+            Self::OtherAllocation => CloseCode::AllocationMismatch,
+            Self::NotLater => CloseCode::TokenInvalid,
+            Self::Gone => CloseCode::Internal,
+            Self::Expired => CloseCode::TokenExpired,
+            Self::AlreadyJoined => CloseCode::ProtocolError,
+        }
+    }
 }
