@@ -99,3 +99,85 @@ impl fmt::Debug for Claims {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use ed25519_dalek::SigningKey;
+
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            signer: Signer::Device,
+            device_id: DeviceId([0x11; 32]),
+            peer_id: PeerId([0x22; 32]),
+            allocation_id: AllocationId([0x33; 16]),
+        }
+    }
+
+    fn claims() -> Claims {
+        Claims {
+            identity: identity(),
+            expires_at_unix: 7,
+            bandwidth_bytes_per_sec: Some(8),
+            quota_bytes: None,
+            device_key: PublicKey::from(&SigningKey::from_bytes(&[1; 32])),
+            peer_key: PublicKey::from(&SigningKey::from_bytes(&[2; 32])),
+            token_hash: TokenHash([0xab; 32]),
+        }
+    }
+
+    /// A handle is in logs and in the admin API: it may not change from one version to the next.
+    #[test]
+    fn handles_are_pinned() {
+        assert_eq!(identity().handle().to_string(), "97fdc5505c59615dfd86664a98d515ee");
+        let issued = Identity { signer: Signer::Issuer("k1".into()), ..identity() };
+        assert_eq!(issued.handle().to_string(), "cf18c99f453744b8e7ecf59042724348");
+    }
+
+    #[test]
+    fn each_part_of_an_identity_makes_another_handle() {
+        let handles: HashSet<Handle> = [
+            identity(),
+            Identity { signer: Signer::Issuer("".into()), ..identity() },
+            Identity { signer: Signer::Issuer("k".into()), ..identity() },
+            Identity { signer: Signer::Issuer("k\u{11}".into()), ..identity() },
+            Identity { device_id: DeviceId([0x12; 32]), ..identity() },
+            Identity { peer_id: PeerId([0x23; 32]), ..identity() },
+            Identity { allocation_id: AllocationId([0x34; 16]), ..identity() },
+        ]
+        .iter()
+        .map(Identity::handle)
+        .collect();
+        assert_eq!(handles.len(), 7);
+    }
+
+    #[test]
+    fn each_role_proves_its_own_key() {
+        let claims = claims();
+        assert_eq!(claims.key_of(Role::Device), &claims.device_key);
+        assert_eq!(claims.key_of(Role::Peer), &claims.peer_key);
+        assert_ne!(claims.device_key, claims.peer_key);
+    }
+
+    #[test]
+    fn no_key_no_id_and_no_hash_is_shown() {
+        let shown = format!("{:?} {:#?}", claims(), claims());
+        assert!(shown.contains(&identity().handle().to_string()));
+        assert!(shown.contains("expires_at_unix: 7"));
+        let claims = claims();
+        for secret in [
+            hex::encode(claims.device_key.as_bytes()),
+            hex::encode(claims.peer_key.as_bytes()),
+            identity().device_id.to_string(),
+            identity().peer_id.to_string(),
+            identity().allocation_id.to_string(),
+            "abab".to_owned(),
+            "171".to_owned(),
+        ] {
+            assert!(!shown.contains(&secret), "{shown} has {secret}");
+        }
+    }
+}

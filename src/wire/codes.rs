@@ -125,3 +125,54 @@ impl fmt::Display for CloseCode {
         f.write_str(self.name())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_rise_and_come_back() {
+        assert_eq!(CloseCode::ALL.len(), 23);
+        assert!(CloseCode::ALL.windows(2).all(|pair| pair[0].number() < pair[1].number()));
+        for code in CloseCode::ALL {
+            assert_eq!(CloseCode::from_number(code.number().into()), Some(*code));
+            assert_eq!(code.to_string(), code.name());
+        }
+        let known = (0..=0xffff).filter_map(CloseCode::from_number).collect::<Vec<_>>();
+        assert_eq!(known, CloseCode::ALL);
+    }
+
+    #[test]
+    fn other_numbers_are_no_codes() {
+        for number in [0x03, 0x0f, 0x14, 0x24, 0x38, 0x43, 0x51, 0x100, 0x110, 1 << 32, u64::MAX] {
+            assert_eq!(CloseCode::from_number(number), None, "{number:#x}");
+        }
+    }
+
+    #[test]
+    fn six_codes_are_tried_again() {
+        let again: Vec<_> =
+            CloseCode::ALL.iter().filter(|code| code.is_retryable()).map(|c| c.name()).collect();
+        let expected = ["RATE_LIMITED", "CAPACITY", "MOVED", "DRAINING", "UNAVAILABLE", "INTERNAL"];
+        assert_eq!(again, expected);
+    }
+
+    #[test]
+    fn three_codes_are_final_for_the_allocation() {
+        let last: Vec<_> = CloseCode::ALL.iter().filter(|code| code.is_final_for_allocation()).collect();
+        assert_eq!(last, [&CloseCode::QuotaExceeded, &CloseCode::Released, &CloseCode::Killed]);
+    }
+
+    #[test]
+    fn resets_by_the_relay_are_told_from_those_of_the_other_side() {
+        assert_eq!(CloseCode::Closed.reset_code(), 0x7a72_0000);
+        assert_eq!(CloseCode::Internal.reset_code(), 0x7a72_0050);
+        for code in CloseCode::ALL {
+            assert_eq!(code.reset_code(), 0x7a72_0000 + u64::from(code.number()));
+            assert_eq!(CloseCode::from_reset_code(code.reset_code()), Some(*code));
+        }
+        for foreign in [0, 0x10, 0x7a71_ffff, 0x7a72_0003, 0x7a72_0100, 0x7a73_0000, 1 << 33, u64::MAX] {
+            assert_eq!(CloseCode::from_reset_code(foreign), None, "{foreign:#x}");
+        }
+    }
+}

@@ -88,3 +88,63 @@ impl<'de> Deserialize<'de> for SpkiPin {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PIN: &str = "sha256/47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+
+    #[test]
+    fn a_pin_is_the_hash_of_the_spki() {
+        // SHA-256 of nothing is well known.
+        assert_eq!(SpkiPin::of(b"").to_string(), PIN);
+        assert_eq!(PIN.parse(), Ok(SpkiPin::of(b"")));
+        assert_eq!(format!("{:?}", SpkiPin::of(b"")), format!("SpkiPin({PIN})"));
+        assert_eq!(serde_json::to_string(&SpkiPin::of(b"")).unwrap(), format!("\"{PIN}\""));
+    }
+
+    #[test]
+    fn a_pin_has_one_text() {
+        let last_bits = PIN.replace("uFU=", "uFV=");
+        for bad in [
+            "",
+            "sha256/",
+            &PIN[7..],
+            &PIN[..PIN.len() - 1],
+            &PIN.replace('=', "=="),
+            &PIN.replace("sha256", "SHA256"),
+            &PIN.replace("sha256/", "sha256//"),
+            &PIN.replace('+', "-"),
+            &PIN.replace("47D", "47"),
+            &PIN.replace("47D", "47DDDDD"),
+            &format!("{PIN}\n"),
+            &format!(" {PIN}"),
+            &last_bits,
+        ] {
+            assert_eq!(bad.parse::<SpkiPin>(), Err(PinError), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_descriptor_survives_its_text(
+            addr: String, port: u16, server_name: String, pin: Option<[u8; 32]>, id: [u8; 16],
+            region: Option<String>,
+        ) {
+            let descriptor =
+                Descriptor { addr, port, server_name, spki: pin.map(SpkiPin), relay_id: RelayId(id), region };
+            let text = serde_json::to_string(&descriptor).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Descriptor>(&text).unwrap(), descriptor);
+        }
+
+        #[test]
+        fn any_text_is_a_pin_or_none(text in "(sha256/)?[A-Za-z0-9+/=]{40,48}") {
+            if let Ok(pin) = text.parse::<SpkiPin>() {
+                prop_assert_eq!(pin.to_string(), text);
+            }
+        }
+    }
+}

@@ -145,3 +145,85 @@ impl fmt::Display for Role {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn hex_is_read_in_either_case_and_written_in_lower() {
+        let id: RelayId = "A1b2C3d4e5f60718293a4b5c6d7e8f90".parse().unwrap();
+        assert_eq!(id.to_string(), "a1b2c3d4e5f60718293a4b5c6d7e8f90");
+        assert_eq!(format!("{id:?}"), "RelayId(a1b2c3d4e5f60718293a4b5c6d7e8f90)");
+        assert_eq!(id.as_bytes()[..2], [0xa1, 0xb2]);
+        assert_eq!((RelayId::LEN, AllocationId::LEN, Handle::LEN), (16, 16, 16));
+        assert_eq!((DeviceId::LEN, PeerId::LEN), (32, 32));
+    }
+
+    #[test]
+    fn other_texts_are_no_identifiers() {
+        let good = "a1b2c3d4e5f60718293a4b5c6d7e8f90";
+        for bad in [
+            "",
+            &good[1..],
+            &good[2..],
+            &format!("{good}0"),
+            &format!("{good}00"),
+            &format!(" {}", &good[1..]),
+            &format!("{}\n", &good[1..]),
+            &format!("0x{}", &good[2..]),
+            &good.replace('f', "g"),
+            &good.replace('f', "é"),
+        ] {
+            let error = bad.parse::<AllocationId>().unwrap_err();
+            assert_eq!(error, IdError { expected: 32, got: bad.to_owned() }, "{bad}");
+        }
+        assert_eq!(good.parse::<PeerId>().unwrap_err().expected, 64);
+    }
+
+    #[test]
+    fn an_error_holds_a_bounded_part_of_the_text() {
+        let error = "é".repeat(10_000).parse::<DeviceId>().unwrap_err();
+        assert_eq!(error.got, "é".repeat(80));
+        let error = "\u{1b}[2J".parse::<DeviceId>().unwrap_err();
+        assert_eq!(error.to_string(), r#"expected 64 hex digits, got "\u{1b}[2J""#);
+    }
+
+    #[test]
+    fn random_ones_differ() {
+        let ids: std::collections::HashSet<_> = (0..64).map(|_| AllocationId::random().unwrap()).collect();
+        assert_eq!(ids.len(), 64);
+    }
+
+    #[test]
+    fn roles_stand_where_the_protocol_puts_them() {
+        assert_eq!(Role::BOTH.map(Role::number), [1, 2]);
+        assert_eq!(Role::BOTH.map(Role::index), [0, 1]);
+        assert_eq!(Role::BOTH.map(Role::other), [Role::Peer, Role::Device]);
+        assert_eq!(Role::BOTH.map(|role| role.to_string()), ["device", "peer"]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_identifier_survives_its_text(bytes: [u8; 32]) {
+            prop_assert_eq!(PeerId(bytes).to_string().parse::<PeerId>(), Ok(PeerId(bytes)));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in any::<String>()) {
+            if let Ok(id) = text.parse::<Handle>() {
+                prop_assert_eq!(id.to_string(), text.to_lowercase());
+            }
+        }
+
+        #[test]
+        fn each_byte_has_its_part_in_the_affinity(bytes: [u8; 16], at in 0..16_usize, flip in 1..=255_u8) {
+            let mut other = bytes;
+            other[at] ^= flip;
+            let (one, two) = (AllocationId(bytes).affinity_byte(), AllocationId(other).affinity_byte());
+            prop_assert_eq!(one ^ two, flip);
+        }
+    }
+}

@@ -77,3 +77,61 @@ impl fmt::Debug for PublicKey {
         write!(f, "PublicKey({}..)", hex.get(..8).unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::{Signer as _, SigningKey};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_32_bytes() {
+        let key = PublicKey::from(&SigningKey::from_bytes(&[7; 32]));
+        assert_eq!(PublicKey::from_slice(key.as_bytes()), Ok(key));
+        for len in (0..32).chain([33, 64]) {
+            assert_eq!(PublicKey::from_slice(&vec![1; len]), Err(KeyError::Length), "{len}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_key_is_shown() {
+        let key = PublicKey::from(&SigningKey::from_bytes(&[7; 32]));
+        let hex = hex::encode(key.as_bytes());
+        assert_eq!(format!("{key:?}"), format!("PublicKey({}..)", &hex[..8]));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn own_signatures_hold_and_no_others(
+            seed: [u8; 32],
+            other: [u8; 32],
+            message in prop::collection::vec(any::<u8>(), 0..200),
+            bit in 0..512_usize,
+        ) {
+            let signing = SigningKey::from_bytes(&seed);
+            let key = PublicKey::from(&signing);
+            prop_assert_eq!(PublicKey::from_bytes(key.as_bytes()), Ok(key));
+            let signature = signing.sign(&message).to_bytes();
+            prop_assert!(key.verifies(&message, &signature));
+            let mut longer = message.clone();
+            longer.push(0);
+            prop_assert!(!key.verifies(&longer, &signature));
+            let mut wrong = signature;
+            wrong[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!key.verifies(&message, &wrong));
+            prop_assume!(seed != other);
+            prop_assert!(!PublicKey::from(&SigningKey::from_bytes(&other)).verifies(&message, &signature));
+        }
+
+        #[test]
+        fn any_32_bytes_are_judged(bytes: [u8; 32], signature in prop::collection::vec(any::<u8>(), 64)) {
+            if let Ok(key) = PublicKey::from_bytes(&bytes) {
+                prop_assert_eq!(key.as_bytes(), &bytes);
+                prop_assert!(!key.verifies(b"message", &signature.try_into().unwrap()));
+            }
+        }
+    }
+}

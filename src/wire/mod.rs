@@ -13,6 +13,9 @@ pub mod key;
 pub mod proof;
 pub mod token;
 
+#[cfg(test)]
+mod vectors;
+
 pub use claims::{Claims, Identity, Signer};
 pub use codes::CloseCode;
 pub use descriptor::{Descriptor, SpkiPin};

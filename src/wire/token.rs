@@ -331,3 +331,344 @@ impl VerifiedToken {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: u64 = 1_893_452_400;
+
+    fn device() -> SigningKey {
+        SigningKey::from_bytes(&[1; 32])
+    }
+
+    fn device_key() -> PublicKey {
+        PublicKey::from(&device())
+    }
+
+    fn fields() -> TokenFields {
+        TokenFields {
+            relay_id: RelayId([0xa1; 16]),
+            allocation_id: AllocationId([0xa2; 16]),
+            device_id: DeviceId(*device_key().as_bytes()),
+            peer_id: PeerId(*PublicKey::from(&SigningKey::from_bytes(&[2; 32])).as_bytes()),
+            expires_at_unix: NOW + 60,
+            bandwidth_bytes_per_sec: 1_250_000,
+            quota_bytes: 1_000_000_000,
+        }
+    }
+
+    fn expected() -> Expected<'static> {
+        Expected {
+            relay_id: const { &RelayId([0xa1; 16]) },
+            allocation_id: &[0xa2; 16],
+            now_unix: NOW,
+            max_lifetime: Some(Duration::from_secs(3600)),
+        }
+    }
+
+    /// All that a relay with self-certified devices does with a token's bytes.
+    fn judge(bytes: &[u8], expected: &Expected<'_>) -> Result<Claims, TokenError> {
+        let token = SignedToken::from_bytes(bytes)?;
+        token.verify(&token.self_certified_key()?)?.check(expected)
+    }
+
+    fn judge_fields(fields: TokenFields, expected: &Expected<'_>) -> Result<Claims, TokenError> {
+        judge(&fields.sign(&device()).to_bytes(), expected)
+    }
+
+    #[test]
+    fn a_good_token_becomes_claims() {
+        let token = fields().sign(&device());
+        let claims = judge(&token.to_bytes(), &expected()).unwrap();
+        assert_eq!(claims.identity.signer, Signer::Device);
+        assert_eq!(claims.identity.device_id, fields().device_id);
+        assert_eq!(claims.identity.peer_id, fields().peer_id);
+        assert_eq!(claims.identity.allocation_id, fields().allocation_id);
+        assert_eq!(claims.expires_at_unix, NOW + 60);
+        assert_eq!(claims.bandwidth_bytes_per_sec, Some(1_250_000));
+        assert_eq!(claims.quota_bytes, Some(1_000_000_000));
+        assert_eq!(claims.device_key, device_key());
+        assert_eq!(claims.peer_key.as_bytes(), fields().peer_id.as_bytes());
+        assert_eq!(claims.token_hash, TokenHash::of(&token.to_bytes()));
+        assert_eq!(claims.token_hash, token.hash());
+    }
+
+    #[test]
+    fn zero_asks_for_the_tiers_default() {
+        let one_byte = TokenFields { bandwidth_bytes_per_sec: 1, quota_bytes: 1, ..fields() };
+        let claims = judge_fields(one_byte, &expected()).unwrap();
+        assert_eq!((claims.bandwidth_bytes_per_sec, claims.quota_bytes), (Some(1), Some(1)));
+        let nothing = TokenFields { bandwidth_bytes_per_sec: 0, quota_bytes: 0, ..fields() };
+        let claims = judge_fields(nothing, &expected()).unwrap();
+        assert_eq!((claims.bandwidth_bytes_per_sec, claims.quota_bytes), (None, None));
+    }
+
+    #[test]
+    fn a_token_is_180_bytes() {
+        let mut long = fields().sign(&device()).to_bytes().to_vec();
+        long.extend_from_slice(&[0; 4096]);
+        for len in (0..180).chain([181, 232, 360, 4096]) {
+            let error = TokenError::Length { got_bytes: len };
+            assert_eq!(SignedToken::from_bytes(&long[..len]), Err(error), "{len}");
+        }
+        assert!(SignedToken::from_bytes(&long[..180]).is_ok());
+        assert_eq!((TokenFields::LEN, SignedToken::LEN, SignedToken::TEXT_LEN), (116, 180, 240));
+    }
+
+    #[test]
+    fn every_wrong_bit_is_refused() {
+        let good = fields().sign(&device()).to_bytes();
+        for bit in 0..8 * SignedToken::LEN {
+            let mut bytes = good;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let token = SignedToken::from_bytes(&bytes).unwrap();
+            assert_eq!(
+                token.verify(&device_key()).unwrap_err(),
+                TokenError::Signature,
+                "bit {bit}, pinned key"
+            );
+            // Where the device certifies itself, a wrong bit of its id may also be no key at all.
+            match judge(&bytes, &expected()).unwrap_err() {
+                TokenError::Signature => {}
+                TokenError::DeviceKey(_) if (32 * 8..64 * 8).contains(&bit) => {}
+                other => panic!("bit {bit}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn another_signature_quota_or_peer_is_another_token() {
+        let hashes: HashSet<_> = [
+            fields().sign(&device()),
+            TokenFields { quota_bytes: 1, ..fields() }.sign(&device()),
+            TokenFields { peer_id: PeerId([3; 32]), ..fields() }.sign(&device()),
+            fields().sign(&SigningKey::from_bytes(&[3; 32])),
+        ]
+        .iter()
+        .map(SignedToken::hash)
+        .collect();
+        assert_eq!(hashes.len(), 4);
+    }
+
+    #[test]
+    fn a_token_ends_at_its_second() {
+        let at = |expires_at_unix| judge_fields(TokenFields { expires_at_unix, ..fields() }, &expected());
+        assert_eq!(at(0), Err(TokenError::Expired));
+        assert_eq!(at(NOW - 1), Err(TokenError::Expired));
+        assert_eq!(at(NOW), Err(TokenError::Expired));
+        assert_eq!(at(NOW + 1).unwrap().expires_at_unix, NOW + 1);
+    }
+
+    #[test]
+    fn a_token_lives_as_long_as_the_relay_allows() {
+        let at = |expires_at_unix, max_lifetime, now_unix| {
+            let expected = Expected { max_lifetime, now_unix, ..expected() };
+            judge_fields(TokenFields { expires_at_unix, ..fields() }, &expected).map(drop)
+        };
+        let hour = Some(Duration::from_secs(3600));
+        assert_eq!(at(NOW + 3600, hour, NOW), Ok(()));
+        assert_eq!(at(NOW + 3601, hour, NOW), Err(TokenError::LifetimeTooLong));
+        assert_eq!(at(u64::MAX, hour, NOW), Err(TokenError::LifetimeTooLong));
+        assert_eq!(at(u64::MAX, hour, u64::MAX), Err(TokenError::Expired));
+        assert_eq!(at(u64::MAX, hour, u64::MAX - 3600), Ok(()));
+        assert_eq!(at(u64::MAX, hour, u64::MAX - 3601), Err(TokenError::LifetimeTooLong));
+        assert_eq!(at(u64::MAX, Some(Duration::MAX), 0), Ok(()));
+        assert_eq!(at(u64::MAX, None, 0), Ok(()));
+        assert_eq!(at(1, Some(Duration::ZERO), 0), Err(TokenError::LifetimeTooLong));
+        // A part of a second does not buy another second.
+        assert_eq!(at(NOW + 2, Some(Duration::from_millis(1999)), NOW), Err(TokenError::LifetimeTooLong));
+        assert_eq!(at(NOW + 1, Some(Duration::from_millis(1999)), NOW), Ok(()));
+    }
+
+    #[test]
+    fn the_allocation_asked_for_is_the_tokens() {
+        let ask = |allocation_id: &[u8]| {
+            judge_fields(fields(), &Expected { allocation_id, ..expected() }).map(|claims| claims.identity)
+        };
+        assert!(ask(&[0xa2; 16]).is_ok());
+        for other in [&[0xa2; 15][..], &[0xa2; 17], &[], &[0xa3; 16], &[0; 16]] {
+            assert_eq!(ask(other), Err(TokenError::WrongAllocation));
+        }
+    }
+
+    #[test]
+    fn checks_come_in_their_order() {
+        // Everything is wrong; then the first fault is mended, and the next one shows.
+        let weak = [0; 32];
+        let mut fields = TokenFields { device_id: DeviceId(weak), peer_id: PeerId(weak), ..fields() };
+        let relay_id = RelayId([0xff; 16]);
+        let now_late = fields.expires_at_unix;
+        let mut expected = Expected {
+            relay_id: &relay_id,
+            allocation_id: &[],
+            now_unix: now_late,
+            max_lifetime: Some(Duration::ZERO),
+        };
+        let forged = |fields: TokenFields| {
+            let mut bytes = fields.sign(&device()).to_bytes();
+            bytes[150] ^= 1;
+            bytes
+        };
+        let bytes = forged(fields);
+        assert_eq!(judge(&bytes[1..], &expected), Err(TokenError::Length { got_bytes: 179 }));
+        assert_eq!(judge(&bytes, &expected), Err(TokenError::DeviceKey(KeyError::SmallOrder)));
+        fields.device_id = DeviceId(*device_key().as_bytes());
+        assert_eq!(judge(&forged(fields), &expected), Err(TokenError::Signature));
+        let signed = |fields: TokenFields| fields.sign(&device()).to_bytes();
+        assert_eq!(judge(&signed(fields), &expected), Err(TokenError::PeerKey(KeyError::SmallOrder)));
+        fields.peer_id = self::fields().peer_id;
+        assert_eq!(judge(&signed(fields), &expected), Err(TokenError::WrongRelay));
+        expected.relay_id = &fields.relay_id;
+        assert_eq!(judge(&signed(fields), &expected), Err(TokenError::WrongAllocation));
+        expected.allocation_id = fields.allocation_id.as_bytes();
+        assert_eq!(judge(&signed(fields), &expected), Err(TokenError::Expired));
+        expected.now_unix = NOW;
+        assert_eq!(judge(&signed(fields), &expected), Err(TokenError::LifetimeTooLong));
+        expected.max_lifetime = Some(Duration::from_secs(60));
+        assert!(judge(&signed(fields), &expected).is_ok());
+    }
+
+    #[test]
+    fn each_refusal_has_its_reason_and_its_code() {
+        let all = [
+            (TokenError::Length { got_bytes: 1 }, "length", CloseCode::TokenInvalid),
+            (TokenError::Text, "text", CloseCode::TokenInvalid),
+            (TokenError::UnknownDevice, "unknown_device", CloseCode::TokenInvalid),
+            (TokenError::DeviceKey(KeyError::NotOnCurve), "device_key", CloseCode::TokenInvalid),
+            (TokenError::PeerKey(KeyError::NotCanonical), "peer_key", CloseCode::TokenInvalid),
+            (TokenError::Signature, "signature", CloseCode::TokenInvalid),
+            (TokenError::WrongRelay, "wrong_relay", CloseCode::TokenInvalid),
+            (TokenError::WrongAllocation, "wrong_allocation", CloseCode::AllocationMismatch),
+            (TokenError::Expired, "expired", CloseCode::TokenExpired),
+            (TokenError::LifetimeTooLong, "lifetime_too_long", CloseCode::TokenInvalid),
+        ];
+        for (error, reason, code) in all {
+            assert_eq!((error.reason(), error.close_code()), (reason, code));
+            assert!(!error.to_string().is_empty());
+        }
+        assert_eq!(TokenError::Length { got_bytes: 1 }.to_string(), "a token is 180 bytes, this is 1");
+    }
+
+    #[test]
+    fn a_token_has_one_text() {
+        // Of 180 bytes nothing is left over: no text has unused bits or needs padding.
+        let token = fields().sign(&device());
+        let text = token.to_text();
+        assert_eq!(text.len(), 240);
+        assert_eq!(SignedToken::from_text(&text), Ok(token));
+        let bytes = [0xfb; 180];
+        let dashes = SignedToken::from_bytes(&bytes).unwrap().to_text();
+        assert!(dashes.starts_with("-_v7-_v7"), "{dashes}");
+        assert_eq!(SignedToken::from_text(&dashes).unwrap().to_bytes(), bytes);
+        for bad in [
+            "",
+            &text[1..],
+            &text[4..],
+            &format!("{text}A"),
+            &format!("{text}AAAA"),
+            &format!("{text}="),
+            &format!("{}=", &text[..239]),
+            &format!("{}==", &text[..238]),
+            &format!(" {}", &text[1..]),
+            &format!("{}\n", &text[..239]),
+            &format!("{}é", &text[..238]),
+            &dashes.replace('-', "+"),
+            &dashes.replace('_', "/"),
+        ] {
+            assert_eq!(SignedToken::from_text(bad), Err(TokenError::Text), "{bad}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_could_be_used_is_shown() {
+        let token = fields().sign(&device());
+        let verified = token.verify(&device_key()).unwrap();
+        let claims = verified.check(&expected()).unwrap();
+        let shown = format!("{token:?} {token:#?} {verified:?} {claims:?} {:?}", token.hash());
+        assert!(shown.contains("SignedToken") && shown.contains("TokenHash(..)"));
+        for secret in [token.signature().as_slice(), &token.hash().0] {
+            for window in secret.windows(4) {
+                assert!(!shown.contains(&hex::encode(window)), "hex of {window:?}");
+                let decimal = format!("{window:?}");
+                assert!(!shown.contains(decimal.trim_matches(['[', ']'])), "{decimal}");
+            }
+        }
+        assert!(!shown.contains(&token.to_text()[..16]));
+    }
+
+    prop_compose! {
+        fn any_fields()(
+            relay_id: [u8; 16], allocation_id: [u8; 16], device_id: [u8; 32], peer_id: [u8; 32],
+            expires_at_unix: u64, bandwidth_bytes_per_sec: u32, quota_bytes: u64,
+        ) -> TokenFields {
+            TokenFields {
+                relay_id: RelayId(relay_id),
+                allocation_id: AllocationId(allocation_id),
+                device_id: DeviceId(device_id),
+                peer_id: PeerId(peer_id),
+                expires_at_unix,
+                bandwidth_bytes_per_sec,
+                quota_bytes,
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn every_token_survives_its_bytes_and_its_text(fields in any_fields(), seed: [u8; 32]) {
+            let key = SigningKey::from_bytes(&seed);
+            let token = fields.sign(&key);
+            prop_assert_eq!(token.fields(), &fields);
+            prop_assert_eq!(&SignedToken::from_bytes(&token.to_bytes()).unwrap(), &token);
+            prop_assert_eq!(&SignedToken::from_text(&token.to_text()).unwrap(), &token);
+            // A pinned key signs for any device id; only the peer's key is then still in doubt.
+            match token.verify(&PublicKey::from(&key)) {
+                Ok(_) => prop_assert!(PublicKey::from_bytes(fields.peer_id.as_bytes()).is_ok()),
+                Err(error) => prop_assert!(matches!(error, TokenError::PeerKey(_)), "{:?}", error),
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            prop_assert!(judge(&bytes, &expected()).is_err());
+        }
+
+        #[test]
+        fn arbitrary_180_bytes_are_well_formed_and_refused(bytes in prop::collection::vec(any::<u8>(), 180)) {
+            let token = SignedToken::from_bytes(&bytes).unwrap();
+            prop_assert_eq!(token.to_bytes().to_vec(), bytes.clone());
+            prop_assert_eq!(token.hash(), TokenHash::of(&bytes));
+            let error = judge(&bytes, &expected()).unwrap_err();
+            prop_assert!(matches!(error, TokenError::Signature | TokenError::DeviceKey(_)));
+        }
+
+        #[test]
+        fn any_text_is_one_token_or_none(text in "[A-Za-z0-9_=+/-]{236,244}") {
+            if let Ok(token) = SignedToken::from_text(&text) {
+                prop_assert_eq!(token.to_text(), text);
+            }
+        }
+
+        #[test]
+        fn times_are_judged_as_written(now: u64, expires_at_unix: u64, cap: u64) {
+            let expected = Expected { now_unix: now, max_lifetime: Some(Duration::from_secs(cap)), ..expected() };
+            let outcome = judge_fields(TokenFields { expires_at_unix, ..fields() }, &expected).map(drop);
+            let (now, end) = (u128::from(now), u128::from(expires_at_unix));
+            let right = if end <= now {
+                Err(TokenError::Expired)
+            } else if end > now + u128::from(cap) {
+                Err(TokenError::LifetimeTooLong)
+            } else {
+                Ok(())
+            };
+            prop_assert_eq!(outcome, right);
+        }
+    }
+}
