@@ -1,0 +1,711 @@
+//! The configuration: TOML in, checked types out. Nothing here binds, writes or waits.
+//!
+//! [`Config::parse`] reports every fault of a file at once. What it answers with can be run as it is: numbers
+//! are within their bounds, keys are usable, certificates fit their keys. `relay.example.toml` in the top folder
+//! documents every key; a test holds it to the defaults here.
+
+mod fault;
+mod read;
+mod units;
+
+use std::{
+    collections::HashSet,
+    fmt, fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use toml::{Table, Value};
+
+pub use fault::{Fault, Faults};
+use read::Section;
+pub use units::{DurationError, parse_duration, show_duration};
+
+use crate::{
+    table::{Limits, Rules, Tier},
+    wire::{DeviceId, PublicKey, RelayId},
+};
+
+/// The relay's UDP port: no privilege needed, not STUN's or TURN's, and what QUIC's own examples use.
+pub const DEFAULT_RELAY_PORT: u16 = 4433;
+/// The TCP port of health, metrics and descriptor: the relay's in the range where metrics are looked for.
+pub const DEFAULT_OPS_PORT: u16 = 9433;
+/// Where `serve` keeps its certificate, its relay id and `relay.json`.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/zrc-relay";
+/// The name in the certificate that the relay makes for itself.
+pub const DEFAULT_SERVER_NAME: &str = "zrc-relay";
+
+/// A file larger than this is no configuration.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// All that `serve` is told.
+#[derive(Debug)]
+pub struct Config {
+    /// Where certificate, keys, relay id and `relay.json` are kept.
+    pub state_dir: PathBuf,
+    /// The relay itself.
+    pub relay: Relay,
+    /// Health, metrics and descriptor over HTTP.
+    pub ops: Ops,
+}
+
+/// The section `[relay]`.
+#[derive(Debug)]
+pub struct Relay {
+    /// Where to listen, UDP.
+    pub listen: SocketAddr,
+    /// What clients are told, when it is not the address listened on.
+    pub public: Option<PublicAddr>,
+    /// The name in the certificate, sent by clients as SNI.
+    pub server_name: String,
+    /// Where the relay stands, as its operator calls it.
+    pub region: Option<String>,
+    /// The audience of tokens; `None` uses the one in the state directory.
+    pub relay_id: Option<RelayId>,
+    /// The operator's own certificate; `None` uses the one in the state directory.
+    pub certificate: Option<Certificate>,
+    /// Counts and times of allocations.
+    pub rules: Rules,
+    /// What an allocation gets by default, and at most.
+    pub tier: Tier,
+    /// How far ahead a token may expire.
+    pub max_token_lifetime: Duration,
+    /// QUIC keep-alive; holds the NAT bindings of quiet clients.
+    pub keepalive: Duration,
+    /// Whether a device that is not pinned may use its id as its key.
+    pub self_certified: bool,
+    /// Devices whose key is known.
+    pub devices: Vec<Device>,
+}
+
+/// A device whose key the operator vouches for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// What tokens call it.
+    pub id: DeviceId,
+    /// What must have signed its tokens.
+    pub key: PublicKey,
+    /// What people call it.
+    pub name: Option<String>,
+}
+
+/// The section `[ops]`.
+#[derive(Debug)]
+pub struct Ops {
+    /// Where to listen, TCP.
+    pub listen: SocketAddr,
+}
+
+/// A certificate chain, leaf first, and the leaf's key.
+pub struct Certificate {
+    /// DER, leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's key.
+    pub key: PrivateKeyDer<'static>,
+}
+
+/// Says nothing of the key.
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("chain", &self.chain.len()).finish_non_exhaustive()
+    }
+}
+
+/// An address as clients are told it: an IP address or a host name, perhaps with a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicAddr {
+    /// An IP address without brackets, or a host name.
+    pub host: String,
+    /// `None` for the port that is listened on.
+    pub port: Option<u16>,
+}
+
+impl FromStr for PublicAddr {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORM: &str = "this must be an IP address or a host name, with or without :port";
+        let ip = |text: &str| text.parse::<IpAddr>().ok().filter(|ip| !ip.is_unspecified());
+        if let Ok(addr) = text.parse::<SocketAddr>() {
+            let host =
+                ip(&addr.ip().to_string()).ok_or("clients cannot connect to an unspecified address")?;
+            let port =
+                Some(addr.port()).filter(|port| *port != 0).ok_or("clients cannot connect to port 0")?;
+            return Ok(Self { host: host.to_string(), port: Some(port) });
+        }
+        if text.parse::<IpAddr>().is_ok() {
+            let host = ip(text).ok_or("clients cannot connect to an unspecified address")?;
+            return Ok(Self { host: host.to_string(), port: None });
+        }
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) => (host, Some(port.parse().ok().filter(|port| *port != 0).ok_or(FORM)?)),
+            None => (text, None),
+        };
+        match ServerName::try_from(host) {
+            Ok(ServerName::DnsName(_)) => Ok(Self { host: host.to_owned(), port }),
+            _ => Err(FORM),
+        }
+    }
+}
+
+/// Why no configuration came of a file.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read at all.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file says what cannot be.
+    #[error("{} has {} fault{}\n{faults}", path.display(), faults.0.len(), if faults.0.len() == 1 { "" } else { "s" })]
+    Faults {
+        /// Which file.
+        path: PathBuf,
+        /// All that is wrong with it.
+        faults: Faults,
+    },
+}
+
+impl Config {
+    /// Reads a file. Paths in it are relative to the folder it lies in.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: the file cannot be read, or what is wrong in it.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.into(), source };
+        if fs::metadata(path).map_err(read)?.len() > MAX_FILE_BYTES {
+            return Err(read(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "a configuration is at most 1 MiB",
+            )));
+        }
+        let text = fs::read_to_string(path).map_err(read)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        Self::parse(&text, folder).map_err(|faults| ConfigError::Faults { path: path.into(), faults })
+    }
+
+    /// Checks a text; `folder` is what relative paths in it start from.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn parse(text: &str, folder: &Path) -> Result<Self, Faults> {
+        read_all(text, folder).0
+    }
+}
+
+/// Also answers with the paths of all keys there are, for the test of the example.
+fn read_all(text: &str, folder: &Path) -> (Result<Config, Faults>, Vec<String>) {
+    let table = match text.parse::<Table>() {
+        Ok(table) => table,
+        Err(error) => {
+            let reason =
+                format!("this is not TOML: {}", error.to_string().trim_end().replace('\n', "\n    "));
+            let fault = Fault { key: String::new(), value: None, reason, example: String::new() };
+            return (Err(Faults(vec![fault])), Vec::new());
+        }
+    };
+    let mut faults = Vec::new();
+    let mut top = Section::new("", table, &mut faults);
+    let state_dir = top
+        .read("state_dir", &format!("{DEFAULT_STATE_DIR:?}"), |value| {
+            read::text(value).map(|dir| folder.join(dir))
+        })
+        .unwrap_or_else(|| DEFAULT_STATE_DIR.into());
+    let relay = top.table("relay");
+    let ops = top.table("ops");
+    let mut keys = top.finish();
+    let (relay, relay_keys) = read_relay(relay, folder, &mut faults);
+    let (ops, ops_keys) = read_ops(ops, &mut faults);
+    keys.retain(|key| key != "relay" && key != "ops");
+    keys.extend(relay_keys);
+    keys.extend(ops_keys);
+    let config = if faults.is_empty() { Ok(Config { state_dir, relay, ops }) } else { Err(Faults(faults)) };
+    (config, keys)
+}
+
+fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, Vec<String>) {
+    let self_certified_said = table.get("self_certified").cloned();
+    let mut relay = Section::new("relay", table, faults);
+    let listen_addr =
+        relay.read("listen_addr", r#""0.0.0.0""#, read::ip).unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    let listen_port =
+        relay.read("listen_port", "4433", read::number(0..=u16::MAX)).unwrap_or(DEFAULT_RELAY_PORT);
+    let public =
+        relay.read("public_addr", r#""203.0.113.7""#, |value| read::text(value)?.parse::<PublicAddr>());
+    let server_name = relay
+        .read("server_name", r#""relay.example.com""#, |value| {
+            let name = read::text(value)?;
+            ServerName::try_from(name.as_str())
+                .map(|_| name.clone())
+                .map_err(|_| "this must be a host name or an IP address, as in the certificate")
+        })
+        .unwrap_or_else(|| DEFAULT_SERVER_NAME.into());
+    let region = relay.read("region", r#""eu-west""#, region);
+    let relay_id = relay.read("relay_id", &format!("{:?}", "0f".repeat(16)), |value| {
+        read::text(value)?.parse::<RelayId>().map_err(|error| error.to_string())
+    });
+    let certificate = read_certificate(&mut relay, folder);
+
+    let limit = |relay: &mut Section<'_>, key, example, default| {
+        relay.read(key, example, read::limit).unwrap_or(Some(default))
+    };
+    let max_allocations: usize =
+        relay.read("max_allocations", "1000", read::number(1..=1_000_000)).unwrap_or(1000);
+    let allocations_per_device = relay
+        .read("max_allocations_per_device", "32", |value| {
+            read::number(0..=u32::MAX)(value).map_err(|reason| format!("{reason} (0: no limit)"))
+        })
+        .unwrap_or(32);
+    let rate_bytes_per_sec = limit(&mut relay, "default_bandwidth_limit", "1_250_000", 1_250_000);
+    let rate_packets_per_sec = limit(&mut relay, "default_packet_rate", "20_000", 20_000);
+    let quota_bytes = limit(&mut relay, "default_quota", "1_000_000_000", 1_000_000_000);
+
+    let mut time = |key, default: Duration, most| {
+        let example = format!("{:?}", show_duration(default));
+        relay.read(key, &example, read::duration(SECOND..=most)).unwrap_or(default)
+    };
+    let max_token_lifetime = time("max_token_lifetime", DAY, 366 * DAY);
+    let allocation_timeout = time("allocation_timeout", 8 * 3600 * SECOND, 366 * DAY);
+    let idle_timeout = time("idle_timeout", 30 * SECOND, DAY);
+    let pair_timeout = time("pair_timeout", 120 * SECOND, DAY);
+    let keepalive = time("keepalive_interval", 15 * SECOND, DAY);
+    if keepalive >= idle_timeout {
+        relay.fault(
+            "keepalive_interval",
+            Some(&Value::String(show_duration(keepalive))),
+            format!(
+                "this must be shorter than idle_timeout, {}: quiet clients would be taken for gone",
+                show_duration(idle_timeout)
+            ),
+            format!("keepalive_interval = {:?}", show_duration(idle_timeout / 2)),
+        );
+    }
+    let connections_per_role = relay.read("connections_per_role", "4", read::number(1..=64)).unwrap_or(4);
+    let max_ledger = relay.read("max_ledger", "100_000", read::number(1..=100_000_000)).unwrap_or(100_000);
+    if max_ledger < max_allocations {
+        relay.fault(
+            "max_ledger",
+            Some(&Value::Integer(i64::try_from(max_ledger).unwrap_or(i64::MAX))),
+            format!("the ledger holds every allocation: it cannot be smaller than max_allocations, {max_allocations}"),
+            format!("max_ledger = {}", max_allocations.saturating_mul(10)),
+        );
+    }
+
+    let self_certified = relay.read("self_certified", "true", read::switch);
+    let devices = relay.tables("device");
+    let is_closed = self_certified == Some(false) || !relay.was_given("self_certified");
+    if is_closed && devices.as_ref().is_some_and(Vec::is_empty) {
+        relay.fault(
+            "self_certified",
+            self_certified_said.as_ref(),
+            "this relay would serve nobody: pin the devices that may use it, each with a section\n    \
+             [[relay.device]], or open it to every device that shows its own key"
+                .into(),
+            "self_certified = true".into(),
+        );
+    }
+    let mut keys = relay.finish();
+    let (devices, device_keys) = read_devices(devices.unwrap_or_default(), faults);
+    keys.retain(|key| key != "relay.device");
+    keys.extend(device_keys);
+    let checked = Relay {
+        listen: SocketAddr::new(listen_addr, listen_port),
+        public,
+        server_name,
+        region,
+        relay_id,
+        certificate,
+        rules: Rules {
+            max_allocations,
+            max_ledger,
+            connections_per_role,
+            allocation_timeout,
+            idle_timeout,
+            pair_timeout,
+        },
+        tier: Tier {
+            limits: Limits { rate_bytes_per_sec, rate_packets_per_sec, quota_bytes },
+            allocations_per_device: (allocations_per_device != 0).then_some(allocations_per_device),
+        },
+        max_token_lifetime,
+        keepalive,
+        self_certified: self_certified.unwrap_or(false),
+        devices,
+    };
+    (checked, keys)
+}
+
+/// The name goes into labels of metrics and into lists for clients: short and plain.
+fn region(value: &Value) -> Result<String, &'static str> {
+    let region = read::text(value)?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if region.len() > 64 || !region.chars().all(plain) {
+        return Err("a region is at most 64 letters, digits, dashes, underscores and dots");
+    }
+    Ok(region)
+}
+
+/// Both files or neither; they are read here, so that what cannot be used is known before anything starts.
+fn read_certificate(relay: &mut Section<'_>, folder: &Path) -> Option<Certificate> {
+    let path = |value: &Value| read::text(value).map(|path| folder.join(path));
+    let mut cert_path = None;
+    let mut key_path = None;
+    let chain = relay.read("quic_cert_path", r#""/etc/zrc-relay/fullchain.pem""#, |value| {
+        let path = cert_path.insert(path(value)?);
+        let chain: Vec<_> = CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .map_err(|error| format!("cannot read the certificate: {error}"))?;
+        if chain.is_empty() { Err("the file holds no certificate (PEM)".to_owned()) } else { Ok(chain) }
+    });
+    let key = relay.read("quic_key_path", r#""/etc/zrc-relay/privkey.pem""#, |value| {
+        let path = key_path.insert(path(value)?);
+        PrivateKeyDer::from_pem_file(path).map_err(|error| format!("cannot read the private key: {error}"))
+    });
+    let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| Value::String(path.display().to_string()));
+    match (&cert_path, &key_path) {
+        (Some(_), None) => relay.fault(
+            "quic_key_path",
+            None,
+            "a certificate needs its private key".into(),
+            r#"quic_key_path = "/etc/zrc-relay/privkey.pem""#.into(),
+        ),
+        (None, Some(_)) => relay.fault(
+            "quic_cert_path",
+            None,
+            "a private key needs its certificate".into(),
+            r#"quic_cert_path = "/etc/zrc-relay/fullchain.pem""#.into(),
+        ),
+        _ => {}
+    }
+    let certificate = Certificate { chain: chain?, key: key? };
+    if let Err(error) = certificate.check() {
+        let reason = format!("the certificate and the key in quic_key_path cannot be used together: {error}");
+        relay.fault("quic_cert_path", shown(&cert_path).as_ref(), reason, String::new());
+        return None;
+    }
+    Some(certificate)
+}
+
+impl Certificate {
+    /// Whether TLS can use the key, and whether it is the leaf's.
+    ///
+    /// # Errors
+    /// What TLS says to them.
+    pub fn check(&self) -> Result<(), rustls::Error> {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        rustls::sign::CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &provider).map(|_| ())
+    }
+}
+
+fn read_devices(tables: Vec<Table>, faults: &mut Vec<Fault>) -> (Vec<Device>, Vec<String>) {
+    // Read even when there is no device: it tells which keys there are.
+    let keys = Device::read(Section::new("relay.device", Table::new(), &mut Vec::new())).1;
+    let mut devices = Vec::new();
+    let mut seen = HashSet::new();
+    for (n, table) in tables.into_iter().enumerate() {
+        let path = format!("relay.device[{n}]");
+        let Some(device) = Device::read(Section::new(path.clone(), table, faults)).0 else { continue };
+        if !seen.insert(device.id) {
+            faults.push(Fault {
+                key: format!("{path}.id"),
+                value: Some(format!("\"{}\"", device.id)),
+                reason: "this device is already pinned above; a device has one key".into(),
+                example: String::new(),
+            });
+        }
+        devices.push(device);
+    }
+    (devices, keys)
+}
+
+impl Device {
+    fn read(mut device: Section<'_>) -> (Option<Self>, Vec<String>) {
+        let example = format!("{:?}", "a1".repeat(32));
+        let id = device.read("id", &example, |value| {
+            read::text(value)?.parse::<DeviceId>().map_err(|error| error.to_string())
+        });
+        let key = device.read("key", &example, |value| {
+            let bytes: [u8; 32] =
+                read::text(value)?.parse::<DeviceId>().map_err(|error| error.to_string())?.0;
+            PublicKey::from_bytes(&bytes).map_err(|error| format!("the key cannot be used: {error}"))
+        });
+        let name = device.read("name", r#""laptop""#, read::text);
+        for (key, missing) in [("id", !device.was_given("id")), ("key", !device.was_given("key"))] {
+            if missing {
+                let reason = "a pinned device has an id and an Ed25519 public key, 64 hex digits each".into();
+                device.fault(key, None, reason, format!("{key} = {example}"));
+            }
+        }
+        let checked = id.zip(key).map(|(id, key)| Self { id, key, name });
+        (checked, device.finish())
+    }
+}
+
+fn read_ops(table: Table, faults: &mut Vec<Fault>) -> (Ops, Vec<String>) {
+    let mut ops = Section::new("ops", table, faults);
+    let listen_addr =
+        ops.read("listen_addr", r#""127.0.0.1""#, read::ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let listen_port = ops.read("listen_port", "9433", read::number(0..=u16::MAX)).unwrap_or(DEFAULT_OPS_PORT);
+    (Ops { listen: SocketAddr::new(listen_addr, listen_port) }, ops.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../relay.example.toml");
+    const OPEN: &str = "[relay]\nself_certified = true\n";
+    /// RFC 8032, test 1.
+    const KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+
+    fn parse(text: &str) -> Result<Config, Faults> {
+        Config::parse(text, Path::new("/etc/zrc"))
+    }
+
+    fn faults(text: &str) -> Vec<(String, String)> {
+        let faults = parse(text).expect_err(text).0;
+        faults.into_iter().map(|fault| (fault.key, fault.reason)).collect()
+    }
+
+    /// The keys of a fault-ridden `[relay]` that is open otherwise.
+    fn relay_faults(lines: &str) -> Vec<String> {
+        faults(&format!("{OPEN}{lines}")).into_iter().map(|(key, _)| key).collect()
+    }
+
+    #[test]
+    fn the_example_shows_the_defaults() {
+        let example = parse(&EXAMPLE.replace("self_certified = false", "self_certified = true")).unwrap();
+        assert_eq!(format!("{example:#?}"), format!("{:#?}", parse(OPEN).unwrap()));
+    }
+
+    #[test]
+    fn the_example_says_what_to_decide() {
+        let faults = faults(EXAMPLE);
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert_eq!(faults[0].0, "relay.self_certified");
+    }
+
+    #[test]
+    fn the_example_has_every_key_and_explains_it() {
+        let mut shown = Vec::new();
+        let mut section = String::new();
+        let mut explained = false;
+        for line in EXAMPLE.lines() {
+            let bare = line.strip_prefix('#').unwrap_or(line);
+            if let Some(name) = bare.strip_prefix('[') {
+                section = format!("{}.", name.trim_matches(['[', ']']));
+            } else if let Some((key, _)) = bare.split_once(" = ").filter(|_| !bare.starts_with(' ')) {
+                assert!(explained, "{key} is not explained");
+                shown.push(format!("{section}{key}"));
+            } else {
+                explained = line.starts_with("# ");
+            }
+            // The keys after a pinned device belong to the relay again: the device is only a comment.
+            if section == "relay.device." && line.is_empty() {
+                section = "relay.".into();
+            }
+        }
+        let mut keys = read_all("", Path::new("")).1;
+        keys.sort();
+        shown.sort();
+        assert_eq!(shown, keys);
+    }
+
+    #[test]
+    fn the_examples_comments_can_be_used() {
+        let text: String = EXAMPLE
+            .lines()
+            .filter(|line| !line.contains("quic_") && !line.contains("[[relay.device]]"))
+            .filter(|line| !["#id =", "#key =", "#name ="].iter().any(|key| line.starts_with(key)))
+            .map(|line| if line.starts_with("#") && !line.starts_with("# ") { &line[1..] } else { line })
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let config = parse(&text.replace("self_certified = false", "self_certified = true")).unwrap();
+        assert_eq!(config.relay.region.as_deref(), Some("eu-west"));
+        assert_eq!(config.relay.relay_id, Some(RelayId([0x0f; 16])));
+        let public = PublicAddr { host: "relay.example.com".into(), port: None };
+        assert_eq!(config.relay.public, Some(public));
+    }
+
+    #[test]
+    fn a_relay_for_nobody_or_everybody_must_be_meant() {
+        for text in ["", "[relay]\n", "[relay]\nself_certified = false\n", "[relay]\ndevice = []\n"] {
+            let faults = faults(text);
+            assert_eq!(faults.len(), 1, "{faults:?}");
+            assert_eq!(faults[0].0, "relay.self_certified");
+            assert!(faults[0].1.contains("[[relay.device]]"));
+        }
+        assert!(parse(OPEN).unwrap().relay.self_certified);
+        let pinned =
+            parse(&format!("[[relay.device]]\nid = {KEY:?}\nkey = {KEY:?}\nname = \"a\"\n")).unwrap();
+        assert!(!pinned.relay.self_certified);
+        assert_eq!(pinned.relay.devices.len(), 1);
+        assert_eq!(pinned.relay.devices[0].name.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn all_faults_come_at_once() {
+        let text = r#"
+            stat_dir = "/tmp"
+            [relay]
+            listen_prot = 4433
+            listen_addr = "localhost"
+            max_allocations = 0
+            default_quota = -1
+            idle_timeout = "soon"
+            pair_timeout = "0s"
+            keepalive_interval = "30s"
+            region = "a b"
+            self_certified = "yes"
+            [[relay.device]]
+            id = "00"
+            [ops]
+            listen_port = 65536
+        "#;
+        let keys: Vec<_> = faults(text).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(
+            keys,
+            [
+                "stat_dir",
+                "relay.listen_addr",
+                "relay.region",
+                "relay.max_allocations",
+                "relay.default_quota",
+                "relay.idle_timeout",
+                "relay.pair_timeout",
+                "relay.keepalive_interval",
+                "relay.self_certified",
+                "relay.listen_prot",
+                "relay.device[0].id",
+                "relay.device[0].key",
+                "ops.listen_port",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_fault_says_key_value_reason_and_example() {
+        let shown = parse(&format!("{OPEN}listen_port = 99999\n")).unwrap_err().to_string();
+        assert_eq!(
+            shown,
+            "  relay.listen_port = 99999\n    this must be a whole number from 0 to 65535\n    for example: listen_port = 4433"
+        );
+        let shown = parse(&format!("{OPEN}idle_timout = \"3s\"\n")).unwrap_err().to_string();
+        assert_eq!(shown, "  relay.idle_timout = \"3s\"\n    there is no such key; is idle_timeout meant?");
+        let shown = parse("[relay\n").unwrap_err().to_string();
+        assert!(shown.contains("this is not TOML") && shown.contains("line 1"), "{shown}");
+    }
+
+    #[test]
+    fn bounds_are_what_the_example_says() {
+        for (key, good, bad) in [
+            ("max_allocations", &["1", "1000000"][..], &["0", "-1", "1000001", "\"1\"", "1.5"][..]),
+            ("max_allocations_per_device", &["0", "4294967295"], &["-1", "4294967296"]),
+            ("connections_per_role", &["1", "64"], &["0", "65"]),
+            ("default_bandwidth_limit", &["0", "1", "9223372036854775807"], &["-1", "\"10M\""]),
+            (
+                "max_token_lifetime",
+                &["\"1s\"", "\"366d\"", "86400"],
+                &["\"0s\"", "\"367d\"", "0", "-5", "true"],
+            ),
+            ("idle_timeout", &["\"16s\"", "\"24h\""], &["\"500ms\"", "\"25h\"", "\"15s\""]),
+            ("server_name", &["\"a.example\"", "\"192.0.2.1\""], &["\"\"", "\"a b\"", "1"]),
+            ("relay_id", &["\"000102030405060708090a0b0c0d0e0f\""], &["\"00\"", "\"x\""]),
+            ("listen_addr", &["\"::1\"", "\"0.0.0.0\""], &["\"127.0.0.1:1\"", "\"localhost\""]),
+        ] {
+            for good in good {
+                let extra = if key == "max_allocations" { "max_ledger = 100000000\n" } else { "" };
+                let text = format!("{OPEN}{extra}{key} = {good}\n");
+                assert!(parse(&text).is_ok(), "{text}: {}", parse(&text).unwrap_err());
+            }
+            for bad in bad {
+                let found = relay_faults(&format!("{key} = {bad}\n"));
+                let blamed = if *bad == "\"15s\"" { "keepalive_interval" } else { key };
+                assert_eq!(found, [format!("relay.{blamed}")], "{key} = {bad}");
+            }
+        }
+        assert_eq!(relay_faults("max_ledger = 999\n"), ["relay.max_ledger"]);
+    }
+
+    #[test]
+    fn zero_is_no_limit() {
+        let text = format!(
+            "{OPEN}default_bandwidth_limit = 0\ndefault_packet_rate = 0\ndefault_quota = 0\nmax_allocations_per_device = 0\n"
+        );
+        assert_eq!(parse(&text).unwrap().relay.tier, Tier::default());
+    }
+
+    #[test]
+    fn public_addresses() {
+        for (text, host, port) in [
+            ("203.0.113.7", "203.0.113.7", None),
+            ("203.0.113.7:443", "203.0.113.7", Some(443)),
+            ("2001:db8::1", "2001:db8::1", None),
+            ("[2001:db8::1]:443", "2001:db8::1", Some(443)),
+            ("relay.example.com", "relay.example.com", None),
+            ("relay.example.com:443", "relay.example.com", Some(443)),
+        ] {
+            assert_eq!(text.parse(), Ok(PublicAddr { host: host.into(), port }), "{text}");
+        }
+        for text in ["", "0.0.0.0", "[::]:443", "1.2.3.4:0", "a:0", "a:b", ":443", "http://a", "a b"] {
+            assert!(text.parse::<PublicAddr>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn pinned_devices_have_usable_keys_and_one_each() {
+        let device = |id: &str, key: &str| format!("[[relay.device]]\nid = {id:?}\nkey = {key:?}\n");
+        let other = "ab".repeat(32);
+        parse(&(device(KEY, KEY) + &device(&other, KEY))).unwrap();
+        let twice = faults(&(device(KEY, KEY) + &device(KEY, KEY)));
+        assert_eq!(twice[0].0, "relay.device[1].id");
+        // The identity point: of small order.
+        let weak = faults(&device(KEY, &format!("01{}", "00".repeat(31))));
+        assert_eq!(weak[0].0, "relay.device[0].key");
+        assert!(weak[0].1.contains("small order"), "{weak:?}");
+    }
+
+    #[test]
+    fn certificates_are_read_and_matched() {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let cert = rcgen::CertificateParams::new([name.to_owned()]).unwrap().self_signed(&key).unwrap();
+            fs::write(folder.path().join(format!("{name}.crt")), cert.pem()).unwrap();
+            fs::write(folder.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
+        };
+        make("a");
+        make("b");
+        fs::write(folder.path().join("empty"), "").unwrap();
+        let with = |cert: &str, key: &str| {
+            let line = |name: &str, path: &str| {
+                if path.is_empty() { String::new() } else { format!("{name} = {path:?}\n") }
+            };
+            let text = format!("{OPEN}{}{}", line("quic_cert_path", cert), line("quic_key_path", key));
+            Config::parse(&text, folder.path())
+        };
+        let good = with("a.crt", "a.key").unwrap();
+        assert_eq!(good.relay.certificate.unwrap().chain.len(), 1);
+        for (cert, key, blamed) in [
+            ("a.crt", "", &["quic_key_path"][..]),
+            ("", "a.key", &["quic_cert_path"]),
+            ("a.crt", "b.key", &["quic_cert_path"]),
+            ("none", "a.key", &["quic_cert_path"]),
+            ("empty", "none", &["quic_cert_path", "quic_key_path"]),
+            ("a.key", "a.crt", &["quic_cert_path", "quic_key_path"]),
+        ] {
+            let faults = with(cert, key).unwrap_err();
+            let keys: Vec<_> = faults.0.iter().map(|fault| fault.key.trim_start_matches("relay.")).collect();
+            assert_eq!(keys, blamed, "{cert} {key}");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Reads the keys of a TOML table one by one and collects what is wrong instead of stopping at it.
+
+use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, time::Duration};
+
+use toml::{Table, Value};
+
+use super::{
+    Fault,
+    units::{parse_duration, show_duration},
+};
+
+/// How much of a wrong value is repeated in a fault, in characters.
+const SHOWN_CHARS: usize = 100;
+
+/// One table of the file. What has not been asked for when it is finished is an unknown key.
+pub(super) struct Section<'a> {
+    path: String,
+    table: Table,
+    known: Vec<&'static str>,
+    given: Vec<&'static str>,
+    faults: &'a mut Vec<Fault>,
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn new(path: impl Into<String>, table: Table, faults: &'a mut Vec<Fault>) -> Self {
+        Self { path: path.into(), table, known: Vec::new(), given: Vec::new(), faults }
+    }
+
+    /// The key's checked value; `None` when it is not there, or is wrong and has become a fault.
+    pub(super) fn read<T, E: Display>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        parse: impl FnOnce(&Value) -> Result<T, E>,
+    ) -> Option<T> {
+        self.known.push(key);
+        let value = self.table.remove(key)?;
+        self.given.push(key);
+        match parse(&value) {
+            Ok(parsed) => Some(parsed),
+            Err(reason) => {
+                self.fault(key, Some(&value), reason.to_string(), format!("{key} = {example}"));
+                None
+            }
+        }
+    }
+
+    /// Whether the key was there, right or wrong, when it was read.
+    pub(super) fn was_given(&self, key: &str) -> bool {
+        self.given.contains(&key)
+    }
+
+    /// A table inside this one, empty when it is not there.
+    pub(super) fn table(&mut self, key: &'static str) -> Table {
+        self.read(key, "", |value| {
+            value.as_table().cloned().ok_or("this is a section: write [section] and its keys below")
+        })
+        .unwrap_or_default()
+    }
+
+    /// An array of tables inside this one, empty when it is not there, `None` when it is something else.
+    pub(super) fn tables(&mut self, key: &'static str) -> Option<Vec<Table>> {
+        let tables = |value: &Value| {
+            value
+                .as_array()
+                .and_then(|all| all.iter().map(|one| one.as_table().cloned()).collect::<Option<_>>())
+        };
+        let path = self.path_of(key);
+        let reason = format!("write [[{path}]] once for each, and its keys below");
+        let tables = self.read(key, "", |value| tables(value).ok_or(reason));
+        if self.was_given(key) { tables } else { Some(Vec::new()) }
+    }
+
+    pub(super) fn fault(&mut self, key: &str, value: Option<&Value>, reason: String, example: String) {
+        let value = value.map(|value| cut(&value.to_string()));
+        let example = if example.ends_with("= ") { String::new() } else { example };
+        self.faults.push(Fault { key: self.path_of(key), value, reason, example });
+    }
+
+    /// Makes a fault of everything that was not asked for. Answers with the keys that were.
+    pub(super) fn finish(mut self) -> Vec<String> {
+        for (key, value) in std::mem::take(&mut self.table) {
+            let nearest = self.known.iter().map(|known| (distance(known, &key), *known)).min();
+            let reason = match nearest {
+                Some((distance, known)) if distance <= 3 => {
+                    format!("there is no such key; is {known} meant?")
+                }
+                _ => format!("there is no such key here; the keys are {}", self.known.join(", ")),
+            };
+            self.fault(&key, Some(&value), reason, String::new());
+        }
+        self.known.iter().map(|key| self.path_of(key)).collect()
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
+    }
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}...", text.split_at(end).0),
+        None => text.into(),
+    }
+}
+
+/// How many letters must be changed, added or dropped to make one of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().take(64).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, a) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (cell, b) in row.iter_mut().skip(1).zip(&b) {
+            let best = (diagonal + usize::from(a != *b)).min(left + 1).min(*cell + 1);
+            diagonal = std::mem::replace(cell, best);
+            left = best;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+pub(super) fn text(value: &Value) -> Result<String, &'static str> {
+    match value.as_str() {
+        Some("") => Err("the text is empty; leave the key out instead"),
+        Some(text) => Ok(text.to_owned()),
+        None => Err("this must be a text in quotes"),
+    }
+}
+
+pub(super) fn switch(value: &Value) -> Result<bool, &'static str> {
+    value.as_bool().ok_or("this must be true or false, without quotes")
+}
+
+pub(super) fn ip(value: &Value) -> Result<IpAddr, String> {
+    text(value)?.parse().map_err(|_| "this must be an IPv4 or IPv6 address, without a port".into())
+}
+
+/// A whole number in a range.
+pub(super) fn number<T: TryFrom<u64> + TryInto<u64> + Copy + Display>(
+    range: RangeInclusive<T>,
+) -> impl FnOnce(&Value) -> Result<T, String> {
+    move |value| {
+        let reason = || format!("this must be a whole number from {} to {}", range.start(), range.end());
+        let number = value.as_integer().and_then(|number| u64::try_from(number).ok()).ok_or_else(reason)?;
+        let least: u64 = (*range.start()).try_into().map_err(|_| reason())?;
+        let most: u64 = (*range.end()).try_into().map_err(|_| reason())?;
+        if !(least..=most).contains(&number) {
+            return Err(reason());
+        }
+        T::try_from(number).map_err(|_| reason())
+    }
+}
+
+/// A limit, of which 0 is none.
+pub(super) fn limit(value: &Value) -> Result<Option<u64>, String> {
+    let number =
+        number(0..=i64::MAX.unsigned_abs())(value).map_err(|reason| format!("{reason} (0: no limit)"))?;
+    Ok((number != 0).then_some(number))
+}
+
+/// A duration in a range: a text with units, or a whole number of seconds.
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl FnOnce(&Value) -> Result<Duration, String> {
+    move |value| {
+        let duration = match value {
+            Value::Integer(secs) => u64::try_from(*secs)
+                .map(Duration::from_secs)
+                .map_err(|_| "a duration is not negative".to_owned())?,
+            Value::String(text) => parse_duration(text).map_err(|error| error.to_string())?,
+            _ => return Err("this must be a duration in quotes, as \"30s\" or \"8h\"".into()),
+        };
+        if range.contains(&duration) {
+            return Ok(duration);
+        }
+        Err(format!("this must be from {} to {}", show_duration(*range.start()), show_duration(*range.end())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_counts_letters() {
+        for (a, b, letters) in
+            [("", "", 0), ("a", "", 1), ("", "ab", 2), ("listen_prot", "listen_port", 2), ("abc", "abd", 1)]
+        {
+            assert_eq!(distance(a, b), letters, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn long_values_are_cut() {
+        assert_eq!(cut(&"ä".repeat(101)), format!("{}...", "ä".repeat(100)));
+        assert_eq!(cut(&"ä".repeat(100)), "ä".repeat(100));
+    }
+}
