@@ -1,0 +1,171 @@
+//! Files that must be whole, and files that must be secret.
+
+#![allow(dead_code, reason = "serve is the first to use it")]
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use ed25519_dalek::{SigningKey, pkcs8::DecodePrivateKey as _};
+use zeroize::Zeroizing;
+
+use super::{Exit, Failure, OrFail as _, out};
+
+/// Only the owner reads and writes.
+pub const SECRET: u32 = 0o600;
+/// Everybody reads.
+pub const PUBLIC: u32 = 0o644;
+
+/// No key file and no descriptor comes near this.
+const MAX_INPUT_BYTES: u64 = 64 * 1024;
+
+/// Makes a file that must not exist yet, with everything in it, on disk.
+///
+/// # Errors
+/// Of kind `AlreadyExists` when something is there; it is left as it is.
+pub fn create_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    written
+}
+
+/// Puts a file in the place of an older one, if there is one. A reader sees the old or the new, never a part.
+///
+/// # Errors
+/// When it cannot be written; the old one then still stands.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let temporary = beside(path)?;
+    create_new(&temporary, bytes, mode)?;
+    finish(fs::rename(&temporary, path), &temporary, path)
+}
+
+/// Makes a file with everything in it, unless another process is faster: then that one's stays.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn create_unless_there(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let temporary = beside(path)?;
+    create_new(&temporary, bytes, mode)?;
+    let linked = match fs::hard_link(&temporary, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked,
+    };
+    fs::remove_file(&temporary)?;
+    finish(linked, &temporary, path)
+}
+
+fn finish(done: io::Result<()>, temporary: &Path, path: &Path) -> io::Result<()> {
+    if let Err(error) = done {
+        let _ = fs::remove_file(temporary);
+        return Err(error);
+    }
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// A name in the same folder that no other process chooses.
+fn beside(path: &Path) -> io::Result<PathBuf> {
+    let mut unique = [0; 8];
+    getrandom::fill(&mut unique).map_err(io::Error::other)?;
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    name.push(format!(".{}", hex::encode(unique)));
+    Ok(path.with_file_name(name))
+}
+
+/// Makes a folder, and those above it, that only the owner enters.
+///
+/// # Errors
+/// When it cannot be made, or is no folder.
+pub fn private_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Reads a small file.
+///
+/// # Errors
+/// [`Exit::NoInput`] when it cannot be read, [`Exit::Data`] when it is too large to be what is meant.
+pub fn read_small(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let shown = path.display();
+    let file = File::open(path).or_fail(Exit::NoInput, format!("cannot open the {what} {shown}"))?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(MAX_INPUT_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .or_fail(Exit::NoInput, format!("cannot read the {what} {shown}"))?;
+    if bytes.len() as u64 > MAX_INPUT_BYTES {
+        return Err(Failure::new(Exit::Data, format!("{shown} is larger than any {what}")));
+    }
+    Ok(bytes)
+}
+
+/// Reads an Ed25519 key as `keygen` writes it: PKCS#8 in PEM, with or without the public half.
+///
+/// # Errors
+/// [`Exit::NoInput`] when the file cannot be read, [`Exit::Data`] when it holds something else.
+pub fn read_signing_key(path: &Path) -> Result<SigningKey, Failure> {
+    let bytes = read_small(path, "key file")?;
+    let shown = path.display();
+    let hint =
+        format!("{shown} is no Ed25519 private key (PKCS#8 PEM); make one with: zrc-relay keygen --out FILE");
+    let text = std::str::from_utf8(&bytes).or_fail(Exit::Data, &hint)?;
+    let key = SigningKey::from_pkcs8_pem(text).or_fail(Exit::Data, &hint)?;
+    let others = fs::metadata(path).map(|metadata| metadata.permissions().mode() & 0o077).unwrap_or(0);
+    if others != 0 {
+        out::say(format_args!("warning: others on this machine can use {shown}; chmod 600 {shown}"));
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn replacing_leaves_one_whole_file_with_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        replace(&path, b"one", PUBLIC).unwrap();
+        replace(&path, b"two", SECRET).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, SECRET);
+        assert_eq!(names(folder.path()), ["a"]);
+    }
+
+    #[test]
+    fn the_first_one_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        create_unless_there(&path, b"one", SECRET).unwrap();
+        create_unless_there(&path, b"two", SECRET).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(names(folder.path()), ["a"]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_failed_replacement() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::create_dir(&path).unwrap();
+        replace(&path, b"one", PUBLIC).unwrap_err();
+        assert_eq!(names(folder.path()), ["a"]);
+    }
+}

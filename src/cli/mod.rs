@@ -1,0 +1,168 @@
+//! The command line: one file per command, and what they share.
+//!
+//! Data goes to stdout and nothing else does; messages for people and the log go to stderr. How a command
+//! ended is its exit code:
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done, and all of it held |
+//! | 1 | the answer is no: a refused token, a failed check, a relay that refused |
+//! | 2 | the command line is wrong |
+//! | 65 | a file does not hold what it should |
+//! | 66 | a file cannot be read |
+//! | 69 | the relay cannot be reached, or lacks what was asked for |
+//! | 70 | a fault of zrc-relay itself |
+//! | 73 | a file cannot be made, or is there already |
+//! | 74 | reading or writing failed halfway |
+//! | 78 | the configuration is wrong |
+//! | 128 + n | ended at once by a second signal n (130 SIGINT, 143 SIGTERM) |
+
+mod exit;
+mod files;
+mod http;
+mod keygen;
+mod logging;
+pub mod out;
+mod relay_arg;
+mod state;
+mod token;
+
+use std::{future::Future, process::ExitCode};
+
+use clap::Parser;
+
+pub use exit::{Exit, Failure, OrFail};
+
+/// Version, commit and protocol: what a report of a fault should say.
+const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("ZRC_RELAY_COMMIT"), ", protocol zrc-relay/1)");
+
+const TOP_HELP: &str = "\
+Exit codes:
+  0   done, and all of it held
+  1   the answer is no: a refused token, a failed check, a relay that refused
+  2   the command line is wrong
+  65  a file does not hold what it should
+  66  a file cannot be read
+  69  the relay cannot be reached, or lacks what was asked for
+  70  a fault of zrc-relay itself
+  73  a file cannot be made, or is there already
+  74  reading or writing failed halfway
+  78  the configuration is wrong
+  130, 143  ended at once by a second SIGINT or SIGTERM
+
+Data goes to stdout, messages and the log go to stderr.";
+
+/// A QUIC relay: two machines that cannot reach each other meet here
+#[derive(Debug, Parser)]
+#[command(name = "zrc-relay", version = VERSION, after_help = TOP_HELP, propagate_version = true)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    log: logging::LogArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Keygen(keygen::Keygen),
+    #[command(subcommand)]
+    Token(Box<token::Token>),
+}
+
+/// Reads the command line, does what it says, and answers with the exit code.
+pub fn main() -> ExitCode {
+    let Cli { log, command } = Cli::parse();
+    match run(&log, command) {
+        Ok(exit) => exit.into(),
+        Err(Failure { exit, error }) => {
+            out::say(format_args!("zrc-relay: {error:#}"));
+            exit.into()
+        }
+    }
+}
+
+fn run(log: &logging::LogArgs, command: Command) -> Result<Exit, Failure> {
+    log.start("warn")?;
+    match command {
+        Command::Keygen(keygen) => keygen.run(),
+        Command::Token(token) => block_on(1, token.run()),
+    }
+}
+
+/// Runs a command's future on a runtime of its own.
+fn block_on(threads: usize, work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let mut builder = match threads {
+        0 | 1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder
+        .worker_threads(threads.max(1))
+        .enable_all()
+        .build()
+        .or_fail(Exit::Software, "cannot start the runtime")?;
+    let outcome = runtime.block_on(work);
+    // What is left, a slow name look-up say, is not waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Unix seconds as people read them: `2026-11-20 06:30:00 UTC`.
+fn show_unix(unix_secs: u64) -> String {
+    const DAY_SECS: u64 = 86_400;
+    // Past the year 9999 a date says less than the number.
+    if unix_secs >= 253_402_300_800 {
+        return format!("{unix_secs} s after 1970");
+    }
+    let (days, secs) = (unix_secs / DAY_SECS, unix_secs % DAY_SECS);
+    // Years are counted from March: then a leap day is a year's last, and the months' lengths follow a line.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (secs / 3600, secs / 60 % 60, secs % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_exit_code_is_in_the_help() {
+        use Exit::*;
+        for exit in [Ok, Refused, Usage, Data, NoInput, Unavailable, Software, CantCreate, Io, Config] {
+            let line = format!("\n  {:<3} ", exit as u8);
+            assert!(TOP_HELP.contains(&line), "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn times_are_dates() {
+        for (unix_secs, shown) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (951_868_800, "2000-03-01 00:00:00 UTC"),
+            (1_767_225_599, "2025-12-31 23:59:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+            (253_402_300_799, "9999-12-31 23:59:59 UTC"),
+            (253_402_300_800, "253402300800 s after 1970"),
+            (u64::MAX, "18446744073709551615 s after 1970"),
+        ] {
+            assert_eq!(show_unix(unix_secs), shown);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! `token mint`, `token inspect`, `token verify`: work with tokens where no relay runs.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Serialize;
+
+use super::{
+    Exit, Failure, OrFail as _, files, out,
+    relay_arg::{RELAY_HELP, RelayArgs},
+    show_unix,
+};
+use crate::{
+    clock::Clock,
+    config::parse_duration,
+    wire::{
+        AllocationId, Claims, DeviceId, KeyError, PeerId, PublicKey, RelayId, SignedToken, TokenError,
+        TokenFields, token::Expected,
+    },
+};
+
+/// Mint, read and check tokens
+#[derive(Debug, clap::Subcommand)]
+pub enum Token {
+    /// Sign a token for one allocation and print it
+    #[command(after_help = mint_help())]
+    Mint(Mint),
+    /// Print what a token says, without believing any of it
+    #[command(
+        after_help = "Examples:\n  zrc-relay token inspect \"$TOKEN\"\n  zrc-relay token inspect --json \"$TOKEN\""
+    )]
+    Inspect(Inspect),
+    /// Check a token as a relay would
+    #[command(after_help = VERIFY_HELP)]
+    Verify(Verify),
+}
+
+fn mint_help() -> String {
+    format!(
+        "\
+The token goes to stdout, 240 characters; both sides connect with it, each proving its own key.
+A limit that is not asked for is the relay's default for its tier.
+
+{RELAY_HELP}
+
+Examples:
+  zrc-relay keygen --out device.pem
+  PEER=$(zrc-relay keygen --out peer.pem)
+  TOKEN=$(zrc-relay token mint --device-key device.pem --peer-id \"$PEER\" --relay relay.json --ttl 1h)"
+    )
+}
+
+const VERIFY_HELP: &str = "\
+Prints `valid`, exit 0, or the reason in one word, exit 1:
+  text               not 240 characters of base64url
+  device_key         --device-key-hex is no key that can be relied on
+  signature          not signed by that key, or changed since
+  peer_key           the token's peer id is no key that can be relied on
+  wrong_relay        for another relay
+  wrong_allocation   for another allocation
+  expired            expires_at is not later than now
+  lifetime_too_long  expires_at is further ahead than --max-lifetime
+
+Example:
+  zrc-relay token verify \"$TOKEN\" --device-key-hex \"$DEVICE\" --relay-id \"$RELAY\" --allocation-id \"$ALLOCATION\"";
+
+/// Sign a token for one allocation and print it
+#[derive(Debug, clap::Args)]
+pub struct Mint {
+    /// The device's private key, as keygen writes it
+    #[arg(long, value_name = "FILE")]
+    device_key: PathBuf,
+    /// Who may meet the device: the peer's public key, 64 hex digits
+    #[arg(long, value_name = "HEX")]
+    peer_id: PeerId,
+    #[command(flatten)]
+    relay: RelayArgs,
+    /// What the relay calls the device, when its operator has pinned the key under another id
+    /// [default: the public key of --device-key]
+    #[arg(long, value_name = "HEX")]
+    device_id: Option<DeviceId>,
+    /// Which allocation, 32 hex digits [default: a new one, at random]
+    #[arg(long, value_name = "HEX")]
+    allocation_id: Option<AllocationId>,
+    /// How long the token is valid: 90s, 30m, 1h, 7d
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
+    ttl: Duration,
+    /// What rate to ask for; the relay's tier caps it [default: the tier's default]
+    #[arg(long, value_name = "BYTES_PER_SEC", default_value_t = 0, hide_default_value = true)]
+    bandwidth: u32,
+    /// How many bytes to ask for; the relay's tier caps it [default: the tier's default]
+    #[arg(long, value_name = "BYTES", default_value_t = 0, hide_default_value = true)]
+    quota: u64,
+}
+
+/// Print what a token says, without believing any of it
+#[derive(Debug, clap::Args)]
+pub struct Inspect {
+    /// The token's text: 240 characters; it may begin with a dash
+    #[arg(value_name = "TEXT", allow_hyphen_values = true)]
+    text: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Check a token as a relay would
+#[derive(Debug, clap::Args)]
+pub struct Verify {
+    /// The token's text: 240 characters; it may begin with a dash
+    #[arg(value_name = "TEXT", allow_hyphen_values = true)]
+    text: String,
+    /// The key that must have signed: 64 hex digits
+    #[arg(long, value_name = "HEX")]
+    device_key_hex: String,
+    /// The relay it must be for: 32 hex digits
+    #[arg(long, value_name = "HEX")]
+    relay_id: RelayId,
+    /// The allocation it must be for: 32 hex digits
+    #[arg(long, value_name = "HEX")]
+    allocation_id: AllocationId,
+    /// The time to check it at, unix seconds [default: now]
+    #[arg(long, value_name = "UNIX")]
+    now: Option<u64>,
+    /// How far ahead it may expire, seconds [default: no cap; each relay has its own]
+    #[arg(long, value_name = "SECS")]
+    max_lifetime: Option<u64>,
+}
+
+impl Token {
+    pub(super) async fn run(self) -> Result<Exit, Failure> {
+        match self {
+            Self::Mint(mint) => mint.run().await,
+            Self::Inspect(inspect) => inspect.run(),
+            Self::Verify(verify) => verify.run(),
+        }
+    }
+}
+
+impl Mint {
+    async fn run(self) -> Result<Exit, Failure> {
+        if self.ttl.is_zero() {
+            return Err(Failure::new(Exit::Usage, "--ttl 0: the token would have expired at once"));
+        }
+        PublicKey::from_bytes(&self.peer_id.0)
+            .or_fail(Exit::Usage, format!("--peer-id {}: no relay would accept it", self.peer_id))?;
+        let key = files::read_signing_key(&self.device_key)?;
+        let relay = self.relay.resolve().await?;
+        let allocation_id = match self.allocation_id {
+            Some(id) => id,
+            None => AllocationId::random()
+                .or_fail(Exit::Software, "the operating system has no randomness to give")?,
+        };
+        let ttl_secs = self.ttl.as_secs().saturating_add(u64::from(self.ttl.subsec_nanos() > 0));
+        let now_unix = Clock::start().unix_secs();
+        let fields = TokenFields {
+            relay_id: relay.relay_id,
+            allocation_id,
+            device_id: self.device_id.unwrap_or(DeviceId(*key.verifying_key().as_bytes())),
+            peer_id: self.peer_id,
+            expires_at_unix: now_unix.saturating_add(ttl_secs),
+            bandwidth_bytes_per_sec: self.bandwidth,
+            quota_bytes: self.quota,
+        };
+        out::say(format_args!(
+            "token for allocation {allocation_id} on relay {}, valid until {}",
+            fields.relay_id,
+            show_unix(fields.expires_at_unix)
+        ));
+        out::data(fields.sign(&key).to_text())?;
+        Ok(Exit::Ok)
+    }
+}
+
+/// What `inspect --json` prints. Absent where the token asks for the tier's default.
+#[derive(Serialize)]
+struct Shown {
+    relay_id: String,
+    allocation_id: String,
+    device_id: String,
+    peer_id: String,
+    expires_at: u64,
+    bandwidth_limit: Option<u32>,
+    quota_bytes: Option<u64>,
+    signature: String,
+    verified: bool,
+}
+
+impl Inspect {
+    fn run(self) -> Result<Exit, Failure> {
+        let token = match SignedToken::from_text(&self.text) {
+            Ok(token) => token,
+            Err(error) => return refused(error),
+        };
+        let fields = token.fields();
+        let shown = Shown {
+            relay_id: fields.relay_id.to_string(),
+            allocation_id: fields.allocation_id.to_string(),
+            device_id: fields.device_id.to_string(),
+            peer_id: fields.peer_id.to_string(),
+            expires_at: fields.expires_at_unix,
+            bandwidth_limit: Some(fields.bandwidth_bytes_per_sec).filter(|rate| *rate != 0),
+            quota_bytes: Some(fields.quota_bytes).filter(|quota| *quota != 0),
+            signature: hex::encode(token.signature()),
+            verified: false,
+        };
+        if self.json {
+            out::json(&shown)?;
+            return Ok(Exit::Ok);
+        }
+        let or_default = |asked: Option<String>| asked.unwrap_or_else(|| "the tier's default".into());
+        for (name, value) in [
+            ("relay_id", shown.relay_id),
+            ("allocation_id", shown.allocation_id),
+            ("device_id", shown.device_id),
+            ("peer_id", shown.peer_id),
+            ("expires_at", format!("{} ({})", shown.expires_at, show_unix(shown.expires_at))),
+            ("bandwidth_limit", or_default(shown.bandwidth_limit.map(|rate| format!("{rate} bytes/s")))),
+            ("quota_bytes", or_default(shown.quota_bytes.map(|quota| format!("{quota} bytes")))),
+            ("signature", format!("{} (not checked: token verify)", shown.signature)),
+        ] {
+            out::data(format_args!("{name:<16} {value}"))?;
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+impl Verify {
+    fn run(self) -> Result<Exit, Failure> {
+        match self.check() {
+            Ok(claims) => {
+                out::say(format_args!("valid until {}", show_unix(claims.expires_at_unix)));
+                out::data("valid")?;
+                Ok(Exit::Ok)
+            }
+            Err(error) => refused(error),
+        }
+    }
+
+    /// Form, key, signature, ids, expiry: in the order in which a relay looks.
+    fn check(&self) -> Result<Claims, TokenError> {
+        let token = SignedToken::from_text(&self.text)?;
+        let key = hex::decode(&self.device_key_hex).map_err(|_| KeyError::Length);
+        let key = key.and_then(|bytes| PublicKey::from_slice(&bytes)).map_err(TokenError::DeviceKey)?;
+        token.verify(&key)?.check(&Expected {
+            relay_id: &self.relay_id,
+            allocation_id: self.allocation_id.as_bytes(),
+            now_unix: self.now.unwrap_or_else(|| Clock::start().unix_secs()),
+            max_lifetime: self.max_lifetime.map(Duration::from_secs),
+        })
+    }
+}
+
+/// The reason as one word on stdout, in words on stderr.
+fn refused(error: TokenError) -> Result<Exit, Failure> {
+    out::data(error.reason())?;
+    out::say(format_args!("refused: {error}"));
+    Ok(Exit::Refused)
+}
