@@ -8,6 +8,10 @@ pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;
 #[cfg(feature = "server")]
+pub mod metrics;
+#[cfg(feature = "server")]
 pub mod ops;
+#[cfg(feature = "server")]
+pub mod relay;
 pub mod table;
 pub mod wire;

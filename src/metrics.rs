@@ -1,0 +1,331 @@
+//! Every metric of the process, declared once. Handles are cached: nothing looks up a label on the packet path.
+//!
+//! Counters end in `_total`; no label takes a value that a caller chooses.
+
+use std::fmt;
+
+use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+
+use crate::wire::{CloseCode, Role};
+
+/// Why a datagram was not forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// Sent before the connection's token was accepted.
+    Unauthenticated,
+    /// The other side is away.
+    NoPeer,
+    /// Larger than the other leg can carry.
+    TooLarge,
+    /// Over the allocation's byte rate.
+    ByteRate,
+    /// Over the allocation's packet rate.
+    PacketRate,
+    /// Over what is left of the quota.
+    Quota,
+    /// The other leg's send buffer holds as much as it may.
+    BufferFull,
+    /// The other leg's connection was closing, or its client takes no datagrams.
+    SendFailed,
+    /// Arrived faster than this leg was read; the receive buffer let the oldest go.
+    ReceiveOverflow,
+    /// Let go from a send buffer because the path's limit shrank below its size.
+    PathShrank,
+}
+
+impl DropReason {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 10] = [
+        Self::Unauthenticated,
+        Self::NoPeer,
+        Self::TooLarge,
+        Self::ByteRate,
+        Self::PacketRate,
+        Self::Quota,
+        Self::BufferFull,
+        Self::SendFailed,
+        Self::ReceiveOverflow,
+        Self::PathShrank,
+    ];
+
+    /// The label's value.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "unauthenticated",
+            Self::NoPeer => "no_peer",
+            Self::TooLarge => "too_large",
+            Self::ByteRate => "byte_rate",
+            Self::PacketRate => "packet_rate",
+            Self::Quota => "quota",
+            Self::BufferFull => "buffer_full",
+            Self::SendFailed => "send_failed",
+            Self::ReceiveOverflow => "receive_overflow",
+            Self::PathShrank => "path_shrank",
+        }
+    }
+}
+
+/// What went through in one direction.
+pub struct Forwarded {
+    /// Datagrams handed to the other leg.
+    pub datagrams: IntCounter,
+    /// Their payload bytes.
+    pub datagram_bytes: IntCounter,
+    /// Stream bytes handed to the other leg.
+    pub stream_bytes: IntCounter,
+}
+
+/// All metrics. Share it by `Arc`; each field is its own set of atomics.
+pub struct Metrics {
+    registry: Registry,
+    /// Connections whose handshake finished. opened - closed = `connections`.
+    pub connections_opened: IntCounter,
+    /// Connections that are over, by the code they ended with.
+    connections_closed: PerCode,
+    /// Connections now.
+    pub connections: IntGauge,
+    /// Handshakes that did not finish.
+    pub handshakes_failed: IntCounter,
+    /// Connection attempts turned away because too many were not yet authenticated.
+    pub handshakes_refused: IntCounter,
+    /// Allocations that came into being. created - ended = `allocations`.
+    pub allocations_created: IntCounter,
+    /// Allocations that are over, by code.
+    allocations_ended: PerCode,
+    /// Allocations now.
+    pub allocations: IntGauge,
+    /// Requests refused, by code.
+    refused: PerCode,
+    /// What passed, by the role that sent it.
+    forwarded: [Forwarded; 2],
+    /// Streams spliced, by kind: bidirectional, unidirectional.
+    streams: [IntCounter; 2],
+    dropped: [IntCounter; 10],
+    /// Connections whose client appeared at another address.
+    pub migrations: IntCounter,
+    /// Sessions that ended by a panic. Anything but 0 is a bug.
+    pub session_panics: IntCounter,
+}
+
+/// One counter for each close code, looked up by number.
+struct PerCode(Vec<(CloseCode, IntCounter)>);
+
+impl PerCode {
+    fn new(registry: &Registry, name: &str, help: &str) -> Result<Self, prometheus::Error> {
+        let family = family(registry, name, help, &["code"])?;
+        Ok(Self(
+            CloseCode::ALL.iter().map(|code| (*code, family.with_label_values(&[code.name()]))).collect(),
+        ))
+    }
+
+    fn of(&self, code: CloseCode) -> Option<&IntCounter> {
+        self.0.iter().find(|(known, _)| *known == code).map(|(_, counter)| counter)
+    }
+
+    fn inc(&self, code: CloseCode) {
+        if let Some(counter) = self.of(code) {
+            counter.inc();
+        }
+    }
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    let counter = IntCounter::new(name, help)?;
+    registry.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    let gauge = IntGauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+fn family(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(family.clone()))?;
+    Ok(family)
+}
+
+impl Metrics {
+    /// Declares and registers everything.
+    ///
+    /// # Errors
+    /// Only if two declarations share a name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let r = &registry;
+        let datagrams = family(
+            r,
+            "zrc_relay_forwarded_datagrams_total",
+            "Datagrams handed to the other leg, by the role that sent them.",
+            &["from"],
+        )?;
+        let bytes = family(
+            r,
+            "zrc_relay_forwarded_bytes_total",
+            "Payload bytes handed to the other leg, by the role that sent them and by kind.",
+            &["from", "kind"],
+        )?;
+        let streams =
+            family(r, "zrc_relay_streams_spliced_total", "Streams opened on the other leg.", &["kind"])?;
+        let dropped = family(
+            r,
+            "zrc_relay_dropped_datagrams_total",
+            "Datagrams that were not forwarded, by reason.",
+            &["reason"],
+        )?;
+        let build = family(r, "zrc_relay_build_info", "Always 1.", &["version", "commit"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("ZRC_RELAY_COMMIT")]).inc();
+        Ok(Self {
+            connections_opened: counter(
+                r,
+                "zrc_relay_connections_opened_total",
+                "Connections whose handshake finished.",
+            )?,
+            connections_closed: PerCode::new(
+                r,
+                "zrc_relay_connections_closed_total",
+                "Connections that are over, by close code.",
+            )?,
+            connections: gauge(r, "zrc_relay_connections", "Connections now.")?,
+            handshakes_failed: counter(
+                r,
+                "zrc_relay_handshakes_failed_total",
+                "Handshakes that did not finish.",
+            )?,
+            handshakes_refused: counter(
+                r,
+                "zrc_relay_handshakes_refused_total",
+                "Connection attempts turned away because too many were not yet authenticated.",
+            )?,
+            allocations_created: counter(
+                r,
+                "zrc_relay_allocations_created_total",
+                "Allocations that came into being.",
+            )?,
+            allocations_ended: PerCode::new(
+                r,
+                "zrc_relay_allocations_ended_total",
+                "Allocations that are over, by close code.",
+            )?,
+            allocations: gauge(r, "zrc_relay_allocations", "Allocations now.")?,
+            refused: PerCode::new(r, "zrc_relay_refused_total", "Requests refused, by close code.")?,
+            forwarded: Role::BOTH.map(|role| {
+                let from = role.to_string();
+                Forwarded {
+                    datagrams: datagrams.with_label_values(&[&from]),
+                    datagram_bytes: bytes.with_label_values(&[from.as_str(), "datagram"]),
+                    stream_bytes: bytes.with_label_values(&[from.as_str(), "stream"]),
+                }
+            }),
+            streams: ["bi", "uni"].map(|kind| streams.with_label_values(&[kind])),
+            dropped: DropReason::ALL.map(|reason| dropped.with_label_values(&[reason.name()])),
+            migrations: counter(
+                r,
+                "zrc_relay_migrations_total",
+                "Connections whose client appeared at another address.",
+            )?,
+            session_panics: counter(
+                r,
+                "zrc_relay_session_panics_total",
+                "Sessions that ended by a panic; anything but 0 is a bug.",
+            )?,
+            registry,
+        })
+    }
+
+    /// What passed from this role to the other.
+    pub fn forwarded(&self, from: Role) -> &Forwarded {
+        let [device, peer] = &self.forwarded;
+        match from {
+            Role::Device => device,
+            Role::Peer => peer,
+        }
+    }
+
+    /// Streams spliced: `true` for bidirectional ones.
+    pub fn streams(&self, bidirectional: bool) -> &IntCounter {
+        let [bi, uni] = &self.streams;
+        if bidirectional { bi } else { uni }
+    }
+
+    /// Counts datagrams that were not forwarded.
+    pub fn dropped(&self, reason: DropReason, datagrams: u64) {
+        // ALL is in the order of the variants, and `dropped` was made from ALL.
+        if let Some(counter) = self.dropped.get(reason as usize) {
+            counter.inc_by(datagrams);
+        }
+    }
+
+    /// A connection is over.
+    pub fn connection_closed(&self, code: CloseCode) {
+        self.connections_closed.inc(code);
+        self.connections.dec();
+    }
+
+    /// An allocation is over.
+    pub fn allocation_ended(&self, code: CloseCode) {
+        self.allocations_ended.inc(code);
+        self.allocations.dec();
+    }
+
+    /// A request was refused.
+    pub fn refused(&self, code: CloseCode) {
+        self.refused.inc(code);
+    }
+
+    /// All of it in Prometheus' text format.
+    ///
+    /// # Errors
+    /// Only if a metric is inconsistent with itself.
+    pub fn encode(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_drop_reason_moves_its_own_series() {
+        let metrics = Metrics::new().unwrap();
+        for (n, reason) in DropReason::ALL.into_iter().enumerate() {
+            metrics.dropped(reason, n as u64 + 1);
+        }
+        let text = metrics.encode().unwrap();
+        for (n, reason) in DropReason::ALL.into_iter().enumerate() {
+            let line =
+                format!("zrc_relay_dropped_datagrams_total{{reason=\"{}\"}} {}\n", reason.name(), n + 1);
+            assert!(text.contains(&line), "{line} not in {text}");
+        }
+    }
+
+    #[test]
+    fn every_close_code_has_its_series() {
+        let metrics = Metrics::new().unwrap();
+        for code in CloseCode::ALL {
+            metrics.connections.inc();
+            metrics.connection_closed(*code);
+        }
+        let text = metrics.encode().unwrap();
+        for code in CloseCode::ALL {
+            assert!(text.contains(&format!("closed_total{{code=\"{}\"}} 1\n", code.name())), "{code}");
+        }
+        assert!(text.contains("zrc_relay_connections 0\n"));
+    }
+}

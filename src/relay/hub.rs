@@ -1,0 +1,242 @@
+//! The table behind one mutex, and the legs that its effects are carried out on.
+//!
+//! Taken when connections come, go, refresh or expire; never per packet. Effects are carried out while the
+//! mutex is held (none of them waits), so that two shards never see them in different orders.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use dashmap::DashMap;
+use tokio::sync::Notify;
+
+use super::{
+    auth::{Admission, Rejection},
+    leg::Leg,
+};
+use crate::{
+    clock::Clock,
+    metrics::Metrics,
+    table::{ConnId, Effect, Joined, Now, Rules, Table, Tier},
+    wire::{Claims, CloseCode, RelayId, Role},
+};
+
+/// The wall clock may be set while the monotonic one runs on; look at expiries at least this often.
+const MAX_TIMER: Duration = Duration::from_secs(1);
+
+/// What all sessions share.
+pub(super) struct Hub {
+    pub clock: Clock,
+    pub metrics: Arc<Metrics>,
+    pub relay_id: RelayId,
+    pub admission: Admission,
+    table: Mutex<Table>,
+    legs: DashMap<ConnId, Arc<Leg>>,
+    next_connection: AtomicU64,
+    draining: AtomicBool,
+    /// When the timekeeper will next look by itself, monotonic nanoseconds; changed under the table's mutex.
+    alarm_nanos: AtomicU64,
+    /// Wakes the timekeeper when something is due earlier than that.
+    sooner: Notify,
+    /// Wakes whoever waits for the last leg to go.
+    emptied: Notify,
+}
+
+impl Hub {
+    pub fn new(
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        relay_id: RelayId,
+        admission: Admission,
+        rules: Rules,
+    ) -> Self {
+        Self {
+            clock,
+            metrics,
+            relay_id,
+            admission,
+            table: Mutex::new(Table::new(rules)),
+            legs: DashMap::new(),
+            next_connection: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            alarm_nanos: AtomicU64::new(u64::MAX),
+            sooner: Notify::new(),
+            emptied: Notify::new(),
+        }
+    }
+
+    /// A name for a connection, never used before.
+    pub fn next_connection(&self) -> ConnId {
+        ConnId(self.next_connection.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Brings a connection into its allocation. Token and proof have been checked.
+    ///
+    /// # Errors
+    /// The typed refusal; nothing was created.
+    pub fn join(
+        &self,
+        connection: &quinn::Connection,
+        id: ConnId,
+        role: Role,
+        claims: &Claims,
+        tier: &Tier,
+    ) -> Result<(Arc<Leg>, Joined), Rejection> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(Rejection::new(CloseCode::Draining, "this relay is about to stop"));
+        }
+        let mut table = self.lock();
+        let now = self.clock.now();
+        let mut effects = Vec::new();
+        let joined = table.join(now, id, role, claims, tier, &mut effects)?;
+        let leg =
+            Arc::new(Leg::new(id, role, joined.handle, connection.clone(), joined.meter.clone(), now.mono));
+        self.legs.insert(id, leg.clone());
+        if joined.created {
+            self.metrics.allocations_created.inc();
+            self.metrics.allocations.inc();
+            tracing::info!(allocation = %joined.handle, "allocation created");
+        }
+        self.carry_out(table, now, effects);
+        Ok((leg, joined))
+    }
+
+    /// A connection is over, for whatever reason. Idempotent.
+    pub fn leave(&self, id: ConnId) {
+        let table = self.lock();
+        if let Some((_, leg)) = self.legs.remove(&id) {
+            // Two legs of a pair hold each other; this lets go.
+            leg.set_link(None);
+        }
+        self.change(table, |table, now, effects| table.leave(now, id, effects));
+        if self.legs.is_empty() {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    /// Replaces limits and expiry by those of a newer token.
+    ///
+    /// # Errors
+    /// The typed refusal; nothing was changed.
+    pub fn refresh(&self, id: ConnId, claims: &Claims, tier: &Tier) -> Result<(), Rejection> {
+        let table = self.lock();
+        Ok(self.change(table, |table, now, effects| table.refresh(now, id, claims, tier, effects))?)
+    }
+
+    /// Ends the allocation for both sides, for good.
+    pub fn release(&self, id: ConnId) {
+        self.change(self.lock(), |table, now, effects| table.release(now, id, effects));
+    }
+
+    /// Ends the allocation because what it wanted to send is more than is left of its quota.
+    pub fn quota_exceeded(&self, leg: &Leg) {
+        self.change(self.lock(), |table, now, effects| table.quota_exceeded(now, leg.id, effects));
+    }
+
+    /// Refuses what is new and ends what there is.
+    pub fn drain(&self, message: &str) {
+        self.draining.store(true, Ordering::Release);
+        self.change(self.lock(), |table, now, effects| {
+            table.end_all(now, CloseCode::Draining, message, effects);
+        });
+    }
+
+    /// Waits until no leg is left.
+    pub async fn emptied(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.legs.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Carries out what time brings, until dropped.
+    pub async fn keep_time(&self) {
+        loop {
+            let wait = self.change(self.lock(), |table, now, effects| {
+                table.advance(now, effects);
+                let wait = table
+                    .deadline(now)
+                    .map_or(MAX_TIMER, |deadline| deadline.saturating_sub(now.mono).min(MAX_TIMER));
+                self.alarm_nanos.store(nanos(now.mono + wait), Ordering::Relaxed);
+                wait
+            });
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.sooner.notified() => {}
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // A panic under the lock ends one session; the table's own invariants hold between its methods.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(
+        &self,
+        mut table: MutexGuard<'_, Table>,
+        change: impl FnOnce(&mut Table, Now, &mut Vec<Effect>) -> T,
+    ) -> T {
+        let now = self.clock.now();
+        let mut effects = Vec::new();
+        let result = change(&mut table, now, &mut effects);
+        self.carry_out(table, now, effects);
+        result
+    }
+
+    fn carry_out(&self, table: MutexGuard<'_, Table>, now: Now, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Link { conn, to } => {
+                    let to = to.and_then(|to| self.leg(to));
+                    if let Some(leg) = self.leg(conn) {
+                        leg.set_link(to);
+                    }
+                }
+                Effect::Refreshed { conn, grant } => {
+                    if let Some(leg) = self.leg(conn) {
+                        leg.size_send_buffer();
+                        leg.tell(|outbox| outbox.refreshed = Some(grant));
+                    }
+                }
+                Effect::Close { conn, code, message } => {
+                    if let Some(leg) = self.leg(conn) {
+                        leg.set_link(None);
+                        leg.close(code, message);
+                    }
+                }
+                Effect::Ended(ended) => {
+                    self.metrics.allocation_ended(ended.code);
+                    tracing::info!(
+                        allocation = %ended.handle,
+                        code = ended.code.name(),
+                        bytes_used = ended.bytes_used,
+                        lifetime_ms = u64::try_from(ended.lifetime.as_millis()).unwrap_or(u64::MAX),
+                        "allocation ended"
+                    );
+                }
+            }
+        }
+        if table
+            .deadline(now)
+            .is_some_and(|deadline| nanos(deadline) < self.alarm_nanos.load(Ordering::Relaxed))
+        {
+            self.sooner.notify_one();
+        }
+    }
+
+    fn leg(&self, id: ConnId) -> Option<Arc<Leg>> {
+        self.legs.get(&id).map(|leg| leg.clone())
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

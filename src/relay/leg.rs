@@ -1,0 +1,279 @@
+//! A leg: one connection that has been accepted into an allocation, as the rest of the relay sees it.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
+
+use super::tls::DATAGRAM_SEND_BUFFER_BYTES;
+use crate::{
+    metrics::{DropReason, Metrics},
+    table::{ConnId, Grant, Limits, Meter},
+    wire::{CloseCode, Handle, Role},
+};
+
+/// Datagrams waiting to be sent are bounded in time: what has waited longer is better lost, for what is
+/// relayed is usually congestion-controlled itself and reads delay as a sign.
+const SEND_BUFFER_TIME: Duration = Duration::from_millis(100);
+/// Room for a burst even at the lowest rates.
+const SEND_BUFFER_MIN_BYTES: usize = 64 * 1024;
+/// And at most, also where there is no rate. Half of quinn's own bound, so that quinn never evicts.
+const SEND_BUFFER_MAX_BYTES: usize = DATAGRAM_SEND_BUFFER_BYTES / 2;
+
+/// Shared by the session that owns the connection, by the other legs that send to it, and by the hub.
+pub(super) struct Leg {
+    pub id: ConnId,
+    pub role: Role,
+    /// The allocation's public name, for logs.
+    pub handle: Handle,
+    pub connection: quinn::Connection,
+    pub meter: Arc<Meter>,
+    /// Where what this leg sends goes. Set by the hub alone.
+    link: ArcSwapOption<Leg>,
+    link_changed: Notify,
+    /// How many bytes of datagrams may wait to be sent to this leg.
+    send_buffer_bytes: AtomicUsize,
+    outbox: Mutex<Outbox>,
+    outbox_changed: Notify,
+    pub datagrams: DatagramCounts,
+    watched: Mutex<Watched>,
+}
+
+/// What the session still has to tell its client.
+///
+/// One slot a message, the latest wins: however fast things change and however slowly a client reads, this
+/// stays small, and what the client reads last is true.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    pub peer_present: Option<bool>,
+    pub max_datagram_bytes: Option<u32>,
+    pub refreshed: Option<Grant>,
+    pub close: Option<Close>,
+}
+
+/// The end of a connection, as the hub or the sweep decided it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Close {
+    pub code: CloseCode,
+    pub message: Arc<str>,
+}
+
+/// Datagram counts of one leg that quinn's own are compared with, to find what quinn dropped by itself.
+#[derive(Debug, Default)]
+pub(super) struct DatagramCounts {
+    /// Taken from quinn's receive buffer.
+    pub read: AtomicU64,
+    /// Whether the reader has found the receive buffer empty since it last read.
+    pub reader_waits: AtomicBool,
+    /// Handed to quinn's send buffer.
+    pub handed: AtomicU64,
+}
+
+/// What the sweep saw last.
+#[derive(Debug)]
+struct Watched {
+    address: SocketAddr,
+    received_packets: u64,
+    last_received: Duration,
+    announced_max_datagram: Option<usize>,
+    receive_overflow: u64,
+    path_shrank: u64,
+}
+
+/// What the sweep found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Observed {
+    /// The client sends from another address now.
+    pub migrated_to: Option<SocketAddr>,
+    /// Nothing was received for this long.
+    pub silent_for: Duration,
+}
+
+impl Leg {
+    pub fn new(
+        id: ConnId,
+        role: Role,
+        handle: Handle,
+        connection: quinn::Connection,
+        meter: Arc<Meter>,
+        mono: Duration,
+    ) -> Self {
+        let watched = Watched {
+            address: connection.remote_address(),
+            received_packets: 0,
+            last_received: mono,
+            announced_max_datagram: None,
+            receive_overflow: 0,
+            path_shrank: 0,
+        };
+        let leg = Self {
+            id,
+            role,
+            handle,
+            connection,
+            meter,
+            link: ArcSwapOption::empty(),
+            link_changed: Notify::new(),
+            send_buffer_bytes: AtomicUsize::new(0),
+            outbox: Mutex::default(),
+            outbox_changed: Notify::new(),
+            datagrams: DatagramCounts::default(),
+            watched: Mutex::new(watched),
+        };
+        leg.size_send_buffer();
+        leg
+    }
+
+    /// Where traffic goes now. Wait-free.
+    pub fn link(&self) -> arc_swap::Guard<Option<Arc<Self>>> {
+        self.link.load()
+    }
+
+    /// Changes where traffic goes, and has the client told when that means that its peer came or went.
+    pub fn set_link(&self, to: Option<Arc<Self>>) {
+        let present = to.is_some();
+        let before = self.link.swap(to);
+        self.link_changed.notify_waiters();
+        if before.is_some() != present {
+            self.tell(|outbox| outbox.peer_present = Some(present));
+        }
+        self.announce_path();
+    }
+
+    /// Waits until there is somewhere for traffic to go. Cancel-safe.
+    pub async fn linked(&self) -> Arc<Self> {
+        loop {
+            let changed = self.link_changed.notified();
+            if let Some(other) = self.link.load_full() {
+                return other;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until traffic no longer goes to `other`. Cancel-safe.
+    pub async fn link_leaves(&self, other: &Arc<Self>) {
+        loop {
+            let changed = self.link_changed.notified();
+            match &*self.link.load() {
+                Some(now) if Arc::ptr_eq(now, other) => {}
+                _ => return,
+            }
+            changed.await;
+        }
+    }
+
+    /// Puts something into the outbox and wakes the session.
+    pub fn tell(&self, change: impl FnOnce(&mut Outbox)) {
+        change(&mut self.outbox.lock().unwrap_or_else(PoisonError::into_inner));
+        self.outbox_changed.notify_one();
+    }
+
+    /// Has the session close the connection. The first reason stands.
+    pub fn close(&self, code: CloseCode, message: impl Into<Arc<str>>) {
+        self.tell(|outbox| {
+            outbox.close.get_or_insert(Close { code, message: message.into() });
+        });
+    }
+
+    /// Waits until the outbox holds something. Cancel-safe.
+    pub async fn outbox_filled(&self) {
+        self.outbox_changed.notified().await;
+    }
+
+    /// Takes all that the outbox holds, but leaves a close in it for whoever asks next.
+    pub fn take_outbox(&self) -> Outbox {
+        let mut outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let close = outbox.close.clone();
+        std::mem::replace(&mut *outbox, Outbox { close, ..Outbox::default() })
+    }
+
+    /// Whether a datagram of this size may wait to be sent to this leg.
+    pub fn has_room_for(&self, bytes: usize) -> bool {
+        let free_bytes = self.connection.datagram_send_buffer_space();
+        let used_bytes = DATAGRAM_SEND_BUFFER_BYTES.saturating_sub(free_bytes);
+        used_bytes + bytes <= self.send_buffer_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Fits the send buffer to the limits in force.
+    pub fn size_send_buffer(&self) {
+        self.send_buffer_bytes.store(send_buffer_bytes(&self.meter.limits()), Ordering::Relaxed);
+    }
+
+    /// The largest datagram that can be delivered to the other side now; without a peer, what this leg itself
+    /// could carry.
+    pub fn max_datagram_bytes(&self) -> u32 {
+        let size = match &*self.link.load() {
+            Some(other) => other.connection.max_datagram_size(),
+            None => self.connection.max_datagram_size(),
+        };
+        size.and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(0)
+    }
+
+    /// Has the client told what it may send, if that has changed since it was last told.
+    fn announce_path(&self) {
+        let size = self.max_datagram_bytes();
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if watched.announced_max_datagram.replace(size as usize) != Some(size as usize) {
+            drop(watched);
+            self.tell(|outbox| outbox.max_datagram_bytes = Some(size));
+        }
+    }
+
+    /// Looks at what quinn has no events for. Called every few hundred milliseconds.
+    pub fn observe(&self, mono: Duration, metrics: &Metrics) -> Observed {
+        self.announce_path();
+        let stats = self.connection.stats();
+        let address = self.connection.remote_address();
+        let all_sent = self.connection.datagram_send_buffer_space() == DATAGRAM_SEND_BUFFER_BYTES;
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+
+        if stats.udp_rx.datagrams != watched.received_packets {
+            watched.received_packets = stats.udp_rx.datagrams;
+            watched.last_received = mono;
+        }
+        if self.datagrams.reader_waits.load(Ordering::Acquire) {
+            let lost = stats.frame_rx.datagram.saturating_sub(self.datagrams.read.load(Ordering::Relaxed));
+            metrics.dropped(DropReason::ReceiveOverflow, lost.saturating_sub(watched.receive_overflow));
+            watched.receive_overflow = watched.receive_overflow.max(lost);
+        }
+        if all_sent {
+            let lost = self.datagrams.handed.load(Ordering::Relaxed).saturating_sub(stats.frame_tx.datagram);
+            metrics.dropped(DropReason::PathShrank, lost.saturating_sub(watched.path_shrank));
+            watched.path_shrank = watched.path_shrank.max(lost);
+        }
+        let migrated_to = (address != watched.address).then_some(address);
+        watched.address = address;
+        Observed { migrated_to, silent_for: mono.saturating_sub(watched.last_received) }
+    }
+}
+
+/// How many bytes of datagrams may wait for a leg under these limits.
+fn send_buffer_bytes(limits: &Limits) -> usize {
+    limits
+        .rate_bytes_per_sec
+        .and_then(|rate| usize::try_from(u128::from(rate) * SEND_BUFFER_TIME.as_millis() / 1000).ok())
+        .unwrap_or(SEND_BUFFER_MAX_BYTES)
+        .clamp(SEND_BUFFER_MIN_BYTES, SEND_BUFFER_MAX_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_send_buffer_holds_a_tenth_of_a_second_within_its_bounds() {
+        let limits = |rate| Limits { rate_bytes_per_sec: rate, ..Limits::default() };
+        assert_eq!(send_buffer_bytes(&limits(Some(1_250_000))), 125_000);
+        assert_eq!(send_buffer_bytes(&limits(Some(1))), SEND_BUFFER_MIN_BYTES);
+        assert_eq!(send_buffer_bytes(&limits(Some(u64::MAX))), SEND_BUFFER_MAX_BYTES);
+        assert_eq!(send_buffer_bytes(&limits(None)), SEND_BUFFER_MAX_BYTES);
+    }
+}

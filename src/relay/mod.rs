@@ -1,0 +1,31 @@
+//! The relay: quinn's sockets and tasks around the table.
+//!
+//! ```text
+//!  UDP ── shard (one thread: endpoint, accept loop, sweep) ── session (one task per connection)
+//!                                                               │ handshake, Hello, proof   auth.rs
+//!                                                               │ control stream            control.rs
+//!                                                               ├ datagrams ──► other leg   forward.rs
+//!                                                               └ streams  ◄──► other leg   splice.rs
+//!  hub.rs: the table behind one mutex, taken when connections come and go, never per packet
+//! ```
+//!
+//! A [`Leg`](leg::Leg) is a connection that has been accepted into an allocation. When the table pairs two legs,
+//! each holds the other by `Arc`, and the allocation's meter; from then on forwarding a datagram looks nothing
+//! up and locks nothing that another allocation uses.
+
+mod auth;
+mod control;
+mod forward;
+mod hub;
+mod leg;
+mod server;
+mod session;
+mod shard;
+mod splice;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+pub use auth::{Admission, Pinned};
+pub use server::{RelayConfig, RelayServer, StartError};
+pub use tls::TlsIdentity;

@@ -1,0 +1,580 @@
+//! One connection, from handshake to close code.
+//!
+//! A session is one task that owns its connection: it lets the caller in (handshake, Hello, proof), then reads
+//! and writes the control stream while two child tasks move datagrams and streams. Whatever ends it, an error,
+//! a decision of the table's or a panic, its guard leaves the table and counts the end.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use quinn::{ConnectionError, SendStream, VarInt};
+use tokio::{task::JoinSet, time::timeout};
+
+use super::{
+    auth::{Rejection, exporter_binding},
+    control::{FrameReader, ReadFrameError},
+    forward::forward_datagrams,
+    hub::Hub,
+    leg::{Close, Leg, Outbox},
+    shard::Shard,
+    splice::splice_streams,
+    tls,
+};
+use crate::{
+    metrics::DropReason,
+    table::{ConnId, Joined, Tier},
+    wire::{
+        Claims, CloseCode,
+        control::{
+            Allocated, Challenge, ClientMessage, Closing, Hello, MAX_FRAME, PathLimit, PeerState, Pong,
+            Refreshed, Refused, RelayMessage,
+        },
+        proof::{self, Binding},
+    },
+};
+
+/// From the first packet to the end of the TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the end of the handshake until the token is accepted.
+pub(super) const AUTH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a close waits for the client to acknowledge why.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a client may leave the control stream unread before it counts as broken.
+const CONTROL_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Control messages a client may send at once; then one each [`CONTROL_INTERVAL`]. A Refresh costs a signature
+/// check. More are not refused, they wait.
+const CONTROL_BURST: u32 = 32;
+const CONTROL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A client that names itself so makes its session panic, in tests.
+#[cfg(test)]
+pub(super) const PANICKING_AGENT: &str = "panic, please";
+
+/// What sessions need to know of the relay they belong to.
+#[derive(Debug, Clone)]
+pub(super) struct Terms {
+    /// Where clients reach this relay, when that is not where their packets arrive.
+    pub public_addr: Option<SocketAddr>,
+    pub listen_port: u16,
+    pub keepalive: Option<Duration>,
+    pub idle_timeout: Duration,
+    /// SHA-256 of the leaf's SubjectPublicKeyInfo.
+    pub spki_sha256: [u8; 32],
+}
+
+/// Serves one connection attempt to its end.
+pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) {
+    let Some(unauthenticated) = shard.unauthenticated() else {
+        hub.metrics.handshakes_refused.inc();
+        incoming.refuse();
+        return;
+    };
+    let connection = match incoming.accept() {
+        Ok(connecting) => timeout(HANDSHAKE_TIMEOUT, connecting).await,
+        Err(error) => Ok(Err(error)),
+    };
+    let connection = match connection {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "handshake failed");
+            hub.metrics.handshakes_failed.inc();
+            return;
+        }
+        Err(_) => {
+            tracing::debug!("handshake timed out");
+            hub.metrics.handshakes_failed.inc();
+            return;
+        }
+    };
+    let id = hub.next_connection();
+    let mut guard = Guard::new(hub.clone(), id, connection.clone());
+    tracing::debug!(connection = id.0, address = %connection.remote_address(), "connected");
+
+    let mut control = None;
+    let admitted = {
+        let admission = timeout(AUTH_TIMEOUT, admit(&hub, &shard.terms, &connection, id, &mut control));
+        let mut admission = std::pin::pin!(admission);
+        loop {
+            tokio::select! {
+                biased;
+                admitted = &mut admission => break admitted,
+                // Bound what a caller without a token can make us hold: take its datagrams and let them go.
+                Ok(_) = connection.read_datagram() => {
+                    guard.early_datagrams += 1;
+                    hub.metrics.dropped(DropReason::Unauthenticated, 1);
+                }
+            }
+        }
+    };
+    let outcome = match admitted {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            Err(Some(Rejection::new(CloseCode::AuthTimeout, "no accepted token within 3 s of the handshake")))
+        }
+    };
+    let admitted = match outcome {
+        Ok(admitted) => admitted,
+        Err(Some(rejection)) => {
+            hub.metrics.refused(rejection.code);
+            tracing::debug!(connection = id.0, code = rejection.code.name(), "refused");
+            guard.code = Some(rejection.code);
+            refuse(&connection, control.as_mut().map(|(send, _)| send), rejection).await;
+            return;
+        }
+        Err(None) => return,
+    };
+    drop(unauthenticated);
+    let Some((send, reader)) = control else { return };
+    tls::open_up(&connection);
+    let early_datagrams = guard.early_datagrams;
+    admitted.leg.datagrams.read.fetch_add(early_datagrams, std::sync::atomic::Ordering::Relaxed);
+    let session = Session { hub, shard, admitted, send, reader };
+    guard.code = session.run().await;
+}
+
+/// Leaves the table and counts the end, however the session ends.
+struct Guard {
+    hub: Arc<Hub>,
+    id: ConnId,
+    connection: quinn::Connection,
+    /// The code that this side closed with.
+    code: Option<CloseCode>,
+    early_datagrams: u64,
+}
+
+impl Guard {
+    fn new(hub: Arc<Hub>, id: ConnId, connection: quinn::Connection) -> Self {
+        hub.metrics.connections_opened.inc();
+        hub.metrics.connections.inc();
+        Self { hub, id, connection, code: None, early_datagrams: 0 }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.code = Some(CloseCode::Internal);
+        }
+        let code = self.code.unwrap_or_else(|| match self.connection.close_reason() {
+            Some(reason) => code_of(&reason),
+            None => CloseCode::Internal,
+        });
+        // Does nothing where the connection is closed already.
+        self.connection.close(number(code), b"");
+        self.hub.leave(self.id);
+        self.hub.metrics.connection_closed(code);
+        tracing::info!(connection = self.id.0, code = code.name(), "connection ended");
+    }
+}
+
+fn number(code: CloseCode) -> VarInt {
+    VarInt::from_u32(u32::from(code.number()))
+}
+
+/// How the end of a connection is counted when this side did not decide it.
+fn code_of(reason: &ConnectionError) -> CloseCode {
+    match reason {
+        ConnectionError::ApplicationClosed(close) => {
+            CloseCode::from_number(close.error_code.into_inner()).unwrap_or(CloseCode::Closed)
+        }
+        ConnectionError::TimedOut | ConnectionError::Reset => CloseCode::Idle,
+        ConnectionError::LocallyClosed => CloseCode::Closed,
+        _ => CloseCode::ProtocolError,
+    }
+}
+
+/// A caller that has been let in.
+struct Admitted {
+    leg: Arc<Leg>,
+    joined: Joined,
+    claims: Claims,
+}
+
+type Control = Option<(SendStream, FrameReader)>;
+
+/// Reads Hello, asks for a proof where none came, and joins the allocation.
+///
+/// The control stream is left in `control` as soon as there is one, so that a refusal can be said on it.
+///
+/// # Errors
+/// What to tell the caller, or `None` when the connection is gone.
+async fn admit(
+    hub: &Hub,
+    terms: &Terms,
+    connection: &quinn::Connection,
+    id: ConnId,
+    control: &mut Control,
+) -> Result<Admitted, Option<Rejection>> {
+    let (send, recv) = connection.accept_bi().await.map_err(|_| None)?;
+    let (send, reader) = control.insert((send, FrameReader::new(recv)));
+    let ClientMessage::Hello(hello) = next_message(reader).await? else {
+        return Err(Some(Rejection::new(CloseCode::ProtocolError, "the first message must be Hello")));
+    };
+    let (claims, tier) = hub
+        .admission
+        .admit(&hub.relay_id, &hello.token, &hello.allocation_id, hub.clock.unix_secs())
+        .map_err(|error| {
+            tracing::debug!(connection = id.0, reason = error.reason(), "token refused");
+            Some(error.into())
+        })?;
+    prove(terms, connection, &hello, &claims, send, reader).await?;
+    let (leg, joined) = hub.join(connection, id, hello.role, &claims, &tier)?;
+    tracing::info!(
+        allocation = %leg.handle,
+        connection = id.0,
+        role = %hello.role,
+        agent = ?hello.agent,
+        "connection joined"
+    );
+    #[cfg(test)]
+    assert_ne!(hello.agent, PANICKING_AGENT, "as a test asked for");
+    Ok(Admitted { leg, joined, claims })
+}
+
+/// Checks that the caller holds its role's key.
+async fn prove(
+    terms: &Terms,
+    connection: &quinn::Connection,
+    hello: &Hello,
+    claims: &Claims,
+    send: &mut SendStream,
+    reader: &mut FrameReader,
+) -> Result<(), Option<Rejection>> {
+    let (binding, proof) = match &hello.proof {
+        Some(proof) => (exporter_binding(connection)?, proof.clone()),
+        None => {
+            let mut nonce = [0; 32];
+            getrandom::fill(&mut nonce)
+                .map_err(|_| Rejection::new(CloseCode::Internal, "no randomness to be had"))?;
+            let challenge = RelayMessage::Challenge(Challenge { nonce: Bytes::copy_from_slice(&nonce) });
+            send.write_all(&challenge.to_frame()).await.map_err(|_| None)?;
+            let ClientMessage::Prove(prove) = next_message(reader).await? else {
+                return Err(Some(Rejection::new(
+                    CloseCode::ProtocolError,
+                    "a Challenge is answered by Prove",
+                )));
+            };
+            (Binding::Nonce { nonce, spki_sha256: terms.spki_sha256 }, prove.proof)
+        }
+    };
+    if proof::verifies(claims.key_of(hello.role), hello.role, &claims.token_hash, &binding, &proof) {
+        return Ok(());
+    }
+    tracing::debug!(allocation = %claims.identity.handle(), role = %hello.role, "proof refused");
+    Err(Some(Rejection::new(
+        CloseCode::ProofInvalid,
+        "the proof was not made by the role's key for this connection",
+    )))
+}
+
+/// The next control message, while there must be one.
+async fn next_message(reader: &mut FrameReader) -> Result<ClientMessage, Option<Rejection>> {
+    match reader.next().await {
+        Ok(Some(body)) => {
+            ClientMessage::parse(body).map_err(|e| Some(Rejection::new(e.close_code(), e.to_string())))
+        }
+        Ok(None) => Err(Some(Rejection::new(CloseCode::ProtocolError, "the control stream ended"))),
+        Err(error) => Err(rejection_of(&error)),
+    }
+}
+
+/// What a caller is told of a frame that could not be read; `None` when it is gone.
+fn rejection_of(error: &ReadFrameError) -> Option<Rejection> {
+    match error {
+        ReadFrameError::ConnectionLost => None,
+        ReadFrameError::Frame(frame) => Some(Rejection::new(frame.close_code(), frame.to_string())),
+        ReadFrameError::Truncated | ReadFrameError::Reset => {
+            Some(Rejection::new(CloseCode::ProtocolError, error.to_string()))
+        }
+    }
+}
+
+/// Says why on the control stream, if there is one, and closes with the same code.
+async fn refuse(connection: &quinn::Connection, send: Option<&mut SendStream>, rejection: Rejection) {
+    let retry_after_ms =
+        rejection.retry_after.and_then(|after| u32::try_from(after.as_millis()).ok()).unwrap_or(0);
+    let refused = RelayMessage::Refused(Refused {
+        code: u32::from(rejection.code.number()),
+        message: rejection.message.clone(),
+        retry_after_ms,
+        relays: Vec::new(),
+    });
+    goodbye(connection, send, &refused, rejection.code, &rejection.message).await;
+}
+
+/// Writes a last message, gives the client a moment to acknowledge it, and closes.
+async fn goodbye(
+    connection: &quinn::Connection,
+    send: Option<&mut SendStream>,
+    last: &RelayMessage,
+    code: CloseCode,
+    message: &str,
+) {
+    if let Some(send) = send {
+        let acknowledged = async {
+            send.write_all(&last.to_frame()).await.ok()?;
+            send.finish().ok()?;
+            send.stopped().await.ok()
+        };
+        // Whether it was acknowledged or not: the close code says the same.
+        let _ = timeout(GOODBYE_TIMEOUT, acknowledged).await;
+    }
+    connection.close(number(code), message.as_bytes());
+}
+
+/// A session whose caller has been let in.
+struct Session {
+    hub: Arc<Hub>,
+    shard: Arc<Shard>,
+    admitted: Admitted,
+    send: SendStream,
+    reader: FrameReader,
+}
+
+impl Session {
+    /// Serves until the end; the code, when this side decided it.
+    async fn run(mut self) -> Option<CloseCode> {
+        let leg = self.admitted.leg.clone();
+        let _watched = self.shard.watch(leg.clone());
+        self.reader.set_max(MAX_FRAME);
+        let mut told = Told {
+            peer_present: self.admitted.joined.peer_present,
+            max_datagram_bytes: leg.max_datagram_bytes(),
+        };
+        let allocated = self.allocated(&told);
+        if self.say(&allocated).await.is_err() {
+            return None;
+        }
+        let mut children = JoinSet::new();
+        children.spawn(forward_datagrams(self.hub.clone(), leg.clone()));
+        children.spawn(splice_streams(self.hub.clone(), leg.clone()));
+        let mut pace = Pace::new(self.hub.clock.mono());
+        let mut client_speaks = true;
+        loop {
+            let wait = pace.wait(self.hub.clock.mono());
+            let next = async {
+                if !wait.is_zero() {
+                    tokio::time::sleep(wait).await;
+                }
+                self.reader.next().await
+            };
+            tokio::select! {
+                biased;
+                () = leg.outbox_filled() => {
+                    let outbox = leg.take_outbox();
+                    if let Some(Close { code, message }) = outbox.close {
+                        children.abort_all();
+                        let closing = RelayMessage::Closing(Closing {
+                            code: u32::from(code.number()),
+                            message: message.to_string(),
+                        });
+                        goodbye(&leg.connection, Some(&mut self.send), &closing, code, &message).await;
+                        return Some(code);
+                    }
+                    if let Err(end) = self.tell(&mut told, outbox).await {
+                        return end;
+                    }
+                }
+                Some(ended) = children.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        std::panic::resume_unwind(error.into_panic());
+                    }
+                    // They end when the connection does.
+                    if leg.connection.close_reason().is_some() {
+                        return None;
+                    }
+                }
+                frame = next, if client_speaks => {
+                    let outcome = match frame {
+                        // A client may finish its side; it is then told things and asks for none.
+                        Ok(None) => { client_speaks = false; Ok(()) }
+                        Ok(Some(body)) => { pace.spend(self.hub.clock.mono()); self.answer(body).await }
+                        Err(error) => Err(rejection_of(&error)),
+                    };
+                    match outcome {
+                        Ok(()) => {}
+                        Err(None) => return None,
+                        Err(Some(rejection)) => {
+                            children.abort_all();
+                            let code = rejection.code;
+                            self.hub.metrics.refused(code);
+                            refuse(&leg.connection, Some(&mut self.send), rejection).await;
+                            return Some(code);
+                        }
+                    }
+                }
+                _ = leg.connection.closed() => return None,
+            }
+        }
+    }
+
+    /// The answer to a Hello that was accepted.
+    fn allocated(&self, told: &Told) -> RelayMessage {
+        let Admitted { leg, joined, claims } = &self.admitted;
+        let terms = &self.shard.terms;
+        let remote = leg.connection.remote_address();
+        let (relay_addr, relay_port) = match terms.public_addr {
+            Some(public) => (public.ip().to_canonical(), public.port()),
+            // On a wildcard socket quinn knows which address the client's packets came to.
+            None => {
+                (leg.connection.local_ip().unwrap_or_else(|| remote.ip()).to_canonical(), terms.listen_port)
+            }
+        };
+        let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        RelayMessage::Allocated(Allocated {
+            allocation_id: Bytes::copy_from_slice(claims.identity.allocation_id.as_bytes()),
+            relay_addr: relay_addr.to_string(),
+            relay_port: u32::from(relay_port),
+            expires_at: joined.grant.expires_at_unix,
+            bandwidth_limit: joined.grant.limits.rate_bytes_per_sec,
+            burst_bytes: joined.grant.burst_bytes,
+            quota_bytes: joined.grant.limits.quota_bytes,
+            bytes_used: joined.grant.bytes_used,
+            observed_addr: SocketAddr::new(remote.ip().to_canonical(), remote.port()).to_string(),
+            peer_present: told.peer_present,
+            max_datagram_bytes: told.max_datagram_bytes,
+            keepalive_ms: terms.keepalive.map_or(0, milliseconds),
+            idle_timeout_ms: milliseconds(terms.idle_timeout),
+            features: Vec::new(),
+            relays: Vec::new(),
+        })
+    }
+
+    /// Answers one control message.
+    ///
+    /// # Errors
+    /// What the connection is closed with, or `None` when it is gone.
+    async fn answer(&mut self, body: Bytes) -> Result<(), Option<Rejection>> {
+        let message = ClientMessage::parse(body)
+            .map_err(|error| Some(Rejection::new(error.close_code(), error.to_string())))?;
+        let leg = &self.admitted.leg;
+        match message {
+            ClientMessage::Ping(value) => {
+                let pong = RelayMessage::Pong(Pong { value });
+                self.say(&pong).await.map_err(|_| None)
+            }
+            ClientMessage::Refresh(refresh) => {
+                let allocation_id = self.admitted.claims.identity.allocation_id;
+                let (claims, tier) = self.admit_again(&refresh.token, allocation_id.as_bytes())?;
+                self.hub.refresh(leg.id, &claims, &tier)?;
+                tracing::info!(allocation = %leg.handle, connection = leg.id.0, "token refreshed");
+                Ok(())
+            }
+            ClientMessage::Release => {
+                self.hub.release(leg.id);
+                Ok(())
+            }
+            ClientMessage::Hello(_) | ClientMessage::Prove(_) => Err(Some(Rejection::new(
+                CloseCode::ProtocolError,
+                "this connection is already authenticated",
+            ))),
+        }
+    }
+
+    fn admit_again(&self, token: &[u8], allocation_id: &[u8]) -> Result<(Claims, Tier), Option<Rejection>> {
+        let hub = &self.hub;
+        hub.admission.admit(&hub.relay_id, token, allocation_id, hub.clock.unix_secs()).map_err(|error| {
+            let leg = &self.admitted.leg;
+            tracing::debug!(allocation = %leg.handle, connection = leg.id.0, reason = error.reason(), "refresh refused");
+            Some(error.into())
+        })
+    }
+
+    /// Tells the client what it does not know yet.
+    async fn tell(&mut self, told: &mut Told, outbox: Outbox) -> Result<(), Option<CloseCode>> {
+        if let Some(grant) = outbox.refreshed {
+            let refreshed = RelayMessage::Refreshed(Refreshed {
+                expires_at: grant.expires_at_unix,
+                bandwidth_limit: grant.limits.rate_bytes_per_sec,
+                burst_bytes: grant.burst_bytes,
+                quota_bytes: grant.limits.quota_bytes,
+                bytes_used: grant.bytes_used,
+            });
+            self.say(&refreshed).await?;
+        }
+        if let Some(present) = outbox.peer_present
+            && present != told.peer_present
+        {
+            told.peer_present = present;
+            self.say(&RelayMessage::PeerState(PeerState { present })).await?;
+        }
+        if let Some(max_datagram_bytes) = outbox.max_datagram_bytes
+            && max_datagram_bytes != told.max_datagram_bytes
+        {
+            told.max_datagram_bytes = max_datagram_bytes;
+            let limit = RelayMessage::PathLimit(PathLimit { max_datagram_bytes, max_raw_bytes: 0 });
+            self.say(&limit).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes one message.
+    ///
+    /// # Errors
+    /// The code, when the client leaves its control stream unread and the connection was closed for that;
+    /// `None` when the connection is gone.
+    async fn say(&mut self, message: &RelayMessage) -> Result<(), Option<CloseCode>> {
+        match timeout(CONTROL_WRITE_TIMEOUT, self.send.write_all(&message.to_frame())).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(None),
+            Err(_) => {
+                let code = CloseCode::ProtocolError;
+                self.admitted.leg.connection.close(number(code), b"the control stream is not being read");
+                Err(Some(code))
+            }
+        }
+    }
+}
+
+/// What the client has been told last.
+struct Told {
+    peer_present: bool,
+    max_datagram_bytes: u32,
+}
+
+/// Paces a client's control messages: [`CONTROL_BURST`] at once, then one each [`CONTROL_INTERVAL`].
+struct Pace {
+    /// When all messages so far are paid for.
+    paid_at: Duration,
+}
+
+impl Pace {
+    fn new(mono: Duration) -> Self {
+        Self { paid_at: mono }
+    }
+
+    fn spend(&mut self, mono: Duration) {
+        self.paid_at = self.paid_at.max(mono) + CONTROL_INTERVAL;
+    }
+
+    fn wait(&self, mono: Duration) -> Duration {
+        (self.paid_at + CONTROL_INTERVAL).saturating_sub(mono + CONTROL_INTERVAL * CONTROL_BURST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_messages_pass_in_a_burst_and_then_at_their_interval() {
+        let mut mono = Duration::from_secs(7);
+        let mut pace = Pace::new(mono);
+        for _ in 0..CONTROL_BURST {
+            assert_eq!(pace.wait(mono), Duration::ZERO);
+            pace.spend(mono);
+        }
+        for _ in 0..3 {
+            assert_eq!(pace.wait(mono), CONTROL_INTERVAL);
+            mono += CONTROL_INTERVAL;
+            assert_eq!(pace.wait(mono), Duration::ZERO);
+            pace.spend(mono);
+        }
+        mono += CONTROL_INTERVAL * CONTROL_BURST * 9;
+        for _ in 0..CONTROL_BURST {
+            assert_eq!(pace.wait(mono), Duration::ZERO);
+            pace.spend(mono);
+        }
+        assert_eq!(pace.wait(mono), CONTROL_INTERVAL, "an idle time saves up one burst, not more");
+    }
+}

@@ -1,0 +1,215 @@
+//! Callers who break the rules: each ends with its code, within bounds, and the neighbours do not notice.
+
+use super::*;
+use quinn::VarInt;
+
+/// A pair whose datagrams must keep crossing while something bad happens.
+struct Neighbours {
+    harness_pair: (Joined, Joined),
+}
+
+impl Neighbours {
+    async fn of(harness: &Harness) -> Self {
+        Self { harness_pair: harness.joined_pair(&harness.pair()).await }
+    }
+
+    async fn are_undisturbed(&self) {
+        let (device, peer) = &self.harness_pair;
+        device.send_datagram(&b"ping"[..]);
+        assert_eq!(peer.datagram().await, &b"ping"[..]);
+        peer.send_datagram(&b"pong"[..]);
+        assert_eq!(device.datagram().await, &b"pong"[..]);
+    }
+}
+
+#[tokio::test]
+async fn malformed_first_frames() {
+    let harness = Harness::start();
+    let neighbours = Neighbours::of(&harness).await;
+    let frames: &[(&str, &[u8])] = &[
+        ("4 GiB", &[0xff; 4]),
+        ("one above the limit", &4097_u32.to_be_bytes()),
+        ("empty", &[0, 0, 0, 0]),
+        ("junk", b"\0\0\0\x04\xff\xff\xff\xff"),
+        ("unknown message", b"\0\0\0\x02\xfa\x06"),
+        ("HTTP", b"GET / HTTP/1.1\r\n\r\n"),
+        ("Ping before Hello", &ClientMessage::Ping(1).to_frame()),
+        ("Release before Hello", &ClientMessage::Release.to_frame()),
+    ];
+    for (what, frame) in frames {
+        let control = harness.connect().await.begin(frame).await;
+        assert_eq!(control.close_code().await, CloseCode::ProtocolError, "{what}");
+    }
+    let mut control = harness.connect().await.begin(b"\0\0\x01\0half a fra").await;
+    control.send.finish().unwrap();
+    assert_eq!(control.close_code().await, CloseCode::ProtocolError, "truncated");
+    let mut control = harness.connect().await.begin(b"\0\0").await;
+    control.send.reset(VarInt::from_u32(3)).unwrap();
+    assert_eq!(control.close_code().await, CloseCode::ProtocolError, "reset");
+    neighbours.are_undisturbed().await;
+    harness.metric_becomes("zrc_relay_connections", 2).await;
+}
+
+#[tokio::test]
+async fn misplaced_frames_after_hello() {
+    let harness = Harness::start();
+    let neighbours = Neighbours::of(&harness).await;
+    let pair = harness.pair();
+    for twice in [true, false] {
+        let raw = harness.connect().await;
+        let hello = ClientMessage::Hello(raw.hello(&pair, Role::Device));
+        let mut joined = raw.join(&pair, Role::Device).await.unwrap();
+        if twice {
+            joined.control.say(&hello).await;
+        } else {
+            let proof = Bytes::from_static(&[1; 64]);
+            joined.control.say(&ClientMessage::Prove(crate::wire::control::Prove { proof })).await;
+        }
+        assert_eq!(joined.control.close_code().await, CloseCode::ProtocolError);
+    }
+    let mut joined = harness.join(&pair, Role::Device).await;
+    soon(joined.control.send.write_all(&65537_u32.to_be_bytes())).await.unwrap();
+    assert_eq!(joined.control.close_code().await, CloseCode::ProtocolError);
+    neighbours.are_undisturbed().await;
+}
+
+#[tokio::test]
+async fn silence_ends_after_three_seconds() {
+    let harness = Harness::start();
+    let neighbours = Neighbours::of(&harness).await;
+    let pair = harness.pair();
+    // Nothing at all; half a header; Hello without a proof and then nothing.
+    let silent = harness.connect().await;
+    let half = harness.connect().await.begin(b"\0\0").await;
+    let raw = harness.connect().await;
+    let hello = Hello { proof: None, ..raw.hello(&pair, Role::Device) };
+    let unproven = raw.begin(&ClientMessage::Hello(hello).to_frame()).await;
+    let started = harness.clock.mono();
+    for connection in [&silent.connection, &half.connection, &unproven.connection] {
+        assert_eq!(close_code(connection).await, CloseCode::AuthTimeout);
+    }
+    let took = harness.clock.mono() - started;
+    assert!(took > Duration::from_secs(2) && took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(harness.metric("zrc_relay_refused_total{code=\"AUTH_TIMEOUT\"}"), 3);
+    assert_eq!(harness.metric("zrc_relay_allocations"), 1, "the neighbours'");
+    neighbours.are_undisturbed().await;
+}
+
+#[tokio::test]
+async fn before_a_token_there_is_one_stream_and_a_small_window() {
+    let harness = Harness::start();
+    let raw = harness.connect().await;
+    let (mut send, _recv) = soon(raw.connection.open_bi()).await.unwrap();
+    let second = timeout(Duration::from_millis(300), raw.connection.open_bi()).await;
+    assert!(second.is_err(), "a second stream was allowed");
+    let uni = timeout(Duration::from_millis(300), raw.connection.open_uni()).await;
+    assert!(uni.is_err(), "a unidirectional stream was allowed");
+    // A frame header that never completes lets no more than the window in.
+    let mut bytes = 0;
+    send.write_all(&4096_u32.to_be_bytes()).await.unwrap();
+    while let Ok(Ok(n)) = timeout(Duration::from_millis(300), send.write(&[0; 4096])).await {
+        bytes += n;
+        if bytes > 64 * 1024 {
+            panic!("more than 64 KiB were taken from a caller without a token");
+        }
+    }
+}
+
+#[tokio::test]
+async fn datagrams_before_a_token_are_dropped_and_counted() {
+    let harness = Harness::start();
+    let raw = harness.connect().await;
+    for _ in 0..100 {
+        raw.connection.send_datagram(Bytes::from_static(&[1; 1000])).unwrap();
+    }
+    soon(async {
+        while harness.metric("zrc_relay_dropped_datagrams_total{reason=\"unauthenticated\"}") < 90 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // They do not stand in the way of a Hello, nor are they counted again as lost.
+    let pair = harness.pair();
+    let _device = raw.join(&pair, Role::Device).await.unwrap();
+    assert_eq!(harness.metric("zrc_relay_dropped_datagrams_total{reason=\"no_peer\"}"), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_closed_and_costs_little() {
+    let harness = Harness::start();
+    let neighbours = Neighbours::of(&harness).await;
+    // A control stream on which the relay may write 300 bytes and no more.
+    let raw = harness
+        .connect_with(|t| {
+            t.stream_receive_window(VarInt::from_u32(300));
+        })
+        .await;
+    let pair = harness.pair();
+    let mut joined = raw.join(&pair, Role::Device).await.unwrap();
+    let flood: Vec<u8> =
+        (0..200).flat_map(|n| ClientMessage::Ping(u64::MAX - n).to_frame().to_vec()).collect();
+    soon(joined.control.send.write_all(&flood)).await.unwrap();
+    neighbours.are_undisturbed().await;
+    assert_eq!(joined.control.close_code().await, CloseCode::ProtocolError);
+    neighbours.are_undisturbed().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_control_messages_is_slowed() {
+    let harness = Harness::start();
+    let mut joined = harness.join(&harness.pair(), Role::Device).await;
+    let started = harness.clock.mono();
+    for n in 0..42 {
+        joined.control.say(&ClientMessage::Ping(n)).await;
+    }
+    for n in 0..42 {
+        let pong =
+            joined.until(|m| if let RelayMessage::Pong(pong) = m { Some(pong.value) } else { None }).await;
+        assert_eq!(pong, n);
+    }
+    assert!(harness.clock.mono() - started > Duration::from_millis(900), "42 Pings were answered at once");
+}
+
+#[tokio::test]
+async fn too_many_without_a_token_are_refused_before_a_handshake() {
+    let shard = crate::relay::shard::Shard::for_tests();
+    let held: Vec<_> =
+        (0..crate::relay::shard::MAX_UNAUTHENTICATED).map(|_| shard.unauthenticated().unwrap()).collect();
+    assert!(shard.unauthenticated().is_none());
+    assert!(shard.unauthenticated().is_none(), "a refusal takes no place");
+    drop(held);
+    assert!(shard.unauthenticated().is_some());
+}
+
+#[tokio::test]
+async fn other_protocols_are_refused_in_the_handshake() {
+    let harness = Harness::start();
+    let mut tls =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(harness.roots.clone())
+            .with_no_client_auth();
+    tls.alpn_protocols = vec![b"h3".to_vec()];
+    let quic = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connecting =
+        endpoint.connect_with(quinn::ClientConfig::new(Arc::new(quic)), harness.addr(), "localhost").unwrap();
+    assert!(soon(connecting).await.is_err());
+    harness.metric_becomes("zrc_relay_handshakes_failed_total", 1).await;
+}
+
+#[tokio::test]
+async fn junk_on_the_port_is_ignored() {
+    let harness = Harness::start();
+    let neighbours = Neighbours::of(&harness).await;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for len in [0, 1, 7, 20, 100, 1200, 1400, 9000] {
+        for first in [0x00_u8, 0x20, 0x21, 0x40, 0x80, 0xc0, 0xff] {
+            let mut packet = vec![first; len];
+            packet.iter_mut().skip(1).enumerate().for_each(|(n, byte)| *byte = n as u8);
+            socket.send_to(&packet, harness.addr()).unwrap();
+        }
+    }
+    neighbours.are_undisturbed().await;
+}

@@ -1,0 +1,370 @@
+//! The relay on loopback, driven by a bare client that can also misbehave.
+
+mod forwarding;
+mod hostile;
+mod life;
+mod refusals;
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use quinn::{ConnectionError, Endpoint, RecvStream, SendStream};
+use tokio::time::timeout;
+
+use super::{Admission, RelayConfig, RelayServer, TlsIdentity};
+use crate::{
+    clock::Clock,
+    metrics::Metrics,
+    table::{Limits, Rules, Tier},
+    wire::{
+        ALPN, AllocationId, CloseCode, DeviceId, PeerId, PublicKey, RelayId, Role, SignedToken, SpkiPin,
+        TokenFields,
+        control::{Allocated, ClientMessage, HEADER_LEN, Hello, RelayMessage},
+        proof::{self, Binding},
+    },
+};
+
+/// No event in these tests takes longer, whatever else the machine does.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for something that must happen.
+pub(super) async fn soon<T>(event: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, event).await.expect("it did not happen in time")
+}
+
+pub(super) struct Harness {
+    pub server: RelayServer,
+    pub metrics: Arc<Metrics>,
+    pub relay_id: RelayId,
+    pub clock: Clock,
+    roots: Arc<rustls::RootCertStore>,
+}
+
+pub(super) fn rules() -> Rules {
+    Rules {
+        max_allocations: 100,
+        max_ledger: 1000,
+        connections_per_role: 4,
+        allocation_timeout: Duration::from_secs(8 * 3600),
+        idle_timeout: Duration::from_secs(30),
+        pair_timeout: Duration::from_secs(120),
+    }
+}
+
+impl Harness {
+    pub fn start() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub fn with(change: impl FnOnce(&mut RelayConfig)) -> Self {
+        Self::try_with(change).unwrap()
+    }
+
+    pub fn try_with(change: impl FnOnce(&mut RelayConfig)) -> Result<Self, super::StartError> {
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let certificate = certified.cert.der().clone();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate.clone()).unwrap();
+        let relay_id = RelayId::random().unwrap();
+        let mut config = RelayConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            relay_id,
+            public_addr: None,
+            tls: TlsIdentity {
+                chain: vec![certificate],
+                key: certified.signing_key.serialize_der().try_into().unwrap(),
+            },
+            admission: Admission {
+                self_certified: Some(Tier::default()),
+                pinned: HashMap::new(),
+                max_token_lifetime: Duration::from_secs(24 * 3600),
+            },
+            rules: rules(),
+            keepalive: Some(Duration::from_secs(15)),
+        };
+        change(&mut config);
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let clock = Clock::start();
+        let server = RelayServer::start(config, clock, metrics.clone())?;
+        Ok(Self { server, metrics, relay_id, clock, roots: Arc::new(roots) })
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// Two keys and a token of theirs, good for an hour.
+    pub fn pair(&self) -> Pair {
+        self.pair_with(|_| {})
+    }
+
+    pub fn pair_with(&self, change: impl FnOnce(&mut TokenFields)) -> Pair {
+        let key = || {
+            let mut seed = [0; 32];
+            getrandom::fill(&mut seed).unwrap();
+            SigningKey::from_bytes(&seed)
+        };
+        let (device, peer) = (key(), key());
+        let mut fields = TokenFields {
+            relay_id: self.relay_id,
+            allocation_id: AllocationId::random().unwrap(),
+            device_id: DeviceId(device.verifying_key().to_bytes()),
+            peer_id: PeerId(peer.verifying_key().to_bytes()),
+            expires_at_unix: self.clock.unix_secs() + 3600,
+            bandwidth_bytes_per_sec: 0,
+            quota_bytes: 0,
+        };
+        change(&mut fields);
+        let token = fields.sign(&device);
+        Pair { device, peer, token }
+    }
+
+    fn client_config(&self) -> quinn::ClientConfig {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(self.roots.clone())
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let quic = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+        quinn::ClientConfig::new(Arc::new(quic))
+    }
+
+    /// A connection on a socket of its own, handshake done, nothing said.
+    pub async fn connect(&self) -> Raw {
+        self.connect_with(|_| {}).await
+    }
+
+    pub async fn connect_with(&self, change: impl FnOnce(&mut quinn::TransportConfig)) -> Raw {
+        let local: SocketAddr =
+            if self.addr().is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }.parse().unwrap();
+        let mut config = self.client_config();
+        let mut transport = quinn::TransportConfig::default();
+        change(&mut transport);
+        config.transport_config(Arc::new(transport));
+        let endpoint = Endpoint::client(local).unwrap();
+        let connecting = endpoint.connect_with(config, self.addr(), "localhost").unwrap();
+        Raw { endpoint, connection: soon(connecting).await.unwrap() }
+    }
+
+    /// A connection that has been let in.
+    pub async fn join(&self, pair: &Pair, role: Role) -> Joined {
+        self.connect().await.join(pair, role).await.expect("joined")
+    }
+
+    /// Both sides, each having seen the other.
+    pub async fn joined_pair(&self, pair: &Pair) -> (Joined, Joined) {
+        let mut device = self.join(pair, Role::Device).await;
+        let peer = self.join(pair, Role::Peer).await;
+        assert!(peer.allocated.peer_present);
+        device.until_present(true).await;
+        (device, peer)
+    }
+
+    /// The value of one series, as a scrape would show it.
+    pub fn metric(&self, series: &str) -> u64 {
+        let text = self.metrics.encode().unwrap();
+        let line =
+            text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.and_then(|line| line.rsplit(' ').next())
+            .unwrap_or_else(|| panic!("no {series} in {text}"))
+            .parse()
+            .unwrap()
+    }
+
+    /// Waits until a series has this value.
+    pub async fn metric_becomes(&self, series: &str, value: u64) {
+        soon(async {
+            while self.metric(series) != value {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Pair {
+    pub device: SigningKey,
+    pub peer: SigningKey,
+    pub token: SignedToken,
+}
+
+impl Pair {
+    pub fn key(&self, role: Role) -> &SigningKey {
+        match role {
+            Role::Device => &self.device,
+            Role::Peer => &self.peer,
+        }
+    }
+
+    /// Another token of the same pair.
+    pub fn again(&self, change: impl FnOnce(&mut TokenFields)) -> SignedToken {
+        let mut fields = *self.token.fields();
+        change(&mut fields);
+        fields.sign(&self.device)
+    }
+}
+
+/// A connection that has said nothing yet.
+pub(super) struct Raw {
+    pub endpoint: Endpoint,
+    pub connection: quinn::Connection,
+}
+
+impl Raw {
+    /// Hello with a mode 1 proof.
+    pub fn hello(&self, pair: &Pair, role: Role) -> Hello {
+        let mut secret = [0; 32];
+        self.connection.export_keying_material(&mut secret, proof::EXPORTER_LABEL, &[]).unwrap();
+        let proof = proof::prove(pair.key(role), role, &pair.token.hash(), &Binding::Exporter(secret));
+        Hello {
+            token: Bytes::copy_from_slice(&pair.token.to_bytes()),
+            role,
+            allocation_id: Bytes::copy_from_slice(pair.token.fields().allocation_id.as_bytes()),
+            proof: Some(Bytes::copy_from_slice(&proof)),
+            features: Vec::new(),
+            agent: "tests".to_owned(),
+        }
+    }
+
+    /// Opens the control stream and sends these bytes on it.
+    pub async fn begin(self, bytes: &[u8]) -> Control {
+        let (mut send, recv) = soon(self.connection.open_bi()).await.unwrap();
+        soon(send.write_all(bytes)).await.unwrap();
+        Control { endpoint: self.endpoint, connection: self.connection, send, recv, buffer: Vec::new() }
+    }
+
+    pub async fn join(self, pair: &Pair, role: Role) -> Result<Joined, (CloseCode, String)> {
+        let hello = ClientMessage::Hello(self.hello(pair, role)).to_frame();
+        let mut control = self.begin(&hello).await;
+        match control.next().await {
+            Some(RelayMessage::Allocated(allocated)) => Ok(Joined { control, allocated }),
+            Some(RelayMessage::Refused(refused)) => {
+                let code = CloseCode::from_number(u64::from(refused.code)).unwrap();
+                assert_eq!(control.close_code().await, code, "the close code repeats Refused");
+                Err((code, refused.message))
+            }
+            other => panic!("neither Allocated nor Refused but {other:?}"),
+        }
+    }
+}
+
+/// A connection with a control stream.
+pub(super) struct Control {
+    pub endpoint: Endpoint,
+    pub connection: quinn::Connection,
+    pub send: SendStream,
+    pub recv: RecvStream,
+    buffer: Vec<u8>,
+}
+
+impl Control {
+    pub async fn say(&mut self, message: &ClientMessage) {
+        soon(self.send.write_all(&message.to_frame())).await.unwrap();
+    }
+
+    /// The next message; `None` when the stream or the connection is over.
+    pub async fn next(&mut self) -> Option<RelayMessage> {
+        soon(async {
+            loop {
+                if let Some(header) = self.buffer.first_chunk::<HEADER_LEN>() {
+                    let end = HEADER_LEN + u32::from_be_bytes(*header) as usize;
+                    if self.buffer.len() >= end {
+                        let rest = self.buffer.split_off(end);
+                        let frame = std::mem::replace(&mut self.buffer, rest);
+                        return Some(RelayMessage::parse(Bytes::from(frame).slice(HEADER_LEN..)).unwrap());
+                    }
+                }
+                let chunk = self.recv.read_chunk(usize::MAX, true).await.ok()??;
+                self.buffer.extend_from_slice(&chunk.bytes);
+            }
+        })
+        .await
+    }
+
+    /// Waits for the relay to close the connection.
+    pub async fn close_code(&self) -> CloseCode {
+        close_code(&self.connection).await
+    }
+}
+
+/// Waits for the relay to close the connection, by application code.
+pub(super) async fn close_code(connection: &quinn::Connection) -> CloseCode {
+    match soon(connection.closed()).await {
+        ConnectionError::ApplicationClosed(close) => {
+            CloseCode::from_number(close.error_code.into_inner()).expect("a code of ours")
+        }
+        other => panic!("closed by {other:?}"),
+    }
+}
+
+/// A connection that has been let in.
+pub(super) struct Joined {
+    pub control: Control,
+    pub allocated: Allocated,
+}
+
+impl Joined {
+    pub fn connection(&self) -> &quinn::Connection {
+        &self.control.connection
+    }
+
+    /// Reads messages until the relay says that the peer is there, or not.
+    pub async fn until_present(&mut self, present: bool) {
+        loop {
+            match self.control.next().await {
+                Some(RelayMessage::PeerState(state)) if state.present == present => return,
+                Some(_) => {}
+                None => panic!("ended before PeerState"),
+            }
+        }
+    }
+
+    /// Reads messages until one is of interest.
+    pub async fn until<T>(&mut self, wanted: impl Fn(RelayMessage) -> Option<T>) -> T {
+        loop {
+            let message = self.control.next().await.expect("the control stream ended");
+            if let Some(found) = wanted(message) {
+                return found;
+            }
+        }
+    }
+
+    /// Waits for the end: the code of Closing, which the close repeats.
+    pub async fn closing(&mut self) -> (CloseCode, String) {
+        let closing = self
+            .until(|message| match message {
+                RelayMessage::Closing(closing) => Some(closing),
+                _ => None,
+            })
+            .await;
+        let code = self.control.close_code().await;
+        assert_eq!(u32::from(code.number()), closing.code, "the close code repeats Closing");
+        (code, closing.message)
+    }
+
+    pub async fn datagram(&self) -> Bytes {
+        soon(self.connection().read_datagram()).await.unwrap()
+    }
+
+    pub fn send_datagram(&self, payload: impl Into<Bytes>) {
+        self.connection().send_datagram(payload.into()).unwrap();
+    }
+}
+
+/// Limits with only a quota.
+pub(super) fn quota(bytes: u64) -> Limits {
+    Limits { quota_bytes: Some(bytes), ..Limits::default() }
+}
+
+/// A key pinned under an id that is not the key.
+pub(super) fn public(key: &SigningKey) -> PublicKey {
+    PublicKey::from(key)
+}
+
+pub(super) fn spki(harness: &Harness) -> SpkiPin {
+    harness.server.spki()
+}

@@ -1,0 +1,135 @@
+//! QUIC and TLS settings of the relay's side, and why they are what they are.
+
+use std::{sync::Arc, time::Duration};
+
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, IdleTimeout, TransportConfig, VarInt,
+    crypto::rustls::QuicServerConfig,
+};
+use quinn_proto::{InvalidCid, RandomConnectionIdGenerator};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::StartError;
+use crate::wire::{ALPN, SpkiPin};
+
+/// A certificate chain, leaf first, and the leaf's private key.
+#[derive(Debug)]
+pub struct TlsIdentity {
+    /// DER, leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's key.
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl Clone for TlsIdentity {
+    fn clone(&self) -> Self {
+        Self { chain: self.chain.clone(), key: self.key.clone_key() }
+    }
+}
+
+impl TlsIdentity {
+    /// The pin of the leaf's key.
+    ///
+    /// # Errors
+    /// When there is no leaf, or it is not an X.509 certificate.
+    pub fn spki(&self) -> Result<SpkiPin, rustls::Error> {
+        let leaf = self.chain.first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        let parsed = rustls::server::ParsedCertificate::try_from(leaf)?;
+        Ok(SpkiPin::of(&parsed.subject_public_key_info()))
+    }
+}
+
+/// Streams of each kind that a client may have open at once, control stream aside.
+pub(super) const MAX_STREAMS_PER_KIND: u32 = 32;
+/// Unread bytes a stream may hold. Fixed when the connection is accepted.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Unread bytes a connection may hold before its token is accepted: one Hello and one Prove.
+const WINDOW_UNAUTHENTICATED_BYTES: u32 = 16 * 1024;
+/// Afterwards. All streams full and unread must leave room for the control stream, or a client whose peer
+/// has stopped reading could not even release its allocation.
+const WINDOW_BYTES: u32 = 2 * MAX_STREAMS_PER_KIND * STREAM_WINDOW_BYTES + 64 * 1024;
+/// Stream bytes sent to a client and not yet acknowledged, over all its streams.
+const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
+/// Datagrams received and not yet read. Reading never waits, so this fills only within one burst.
+const DATAGRAM_RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
+/// quinn's bound on datagrams waiting to be sent; the forwarder keeps occupancy below its own, smaller one.
+pub(super) const DATAGRAM_SEND_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+/// How much longer QUIC waits than the relay's own idle timer, so that an end has a code.
+const IDLE_MARGIN: Duration = Duration::from_secs(10);
+/// The largest UDP payload tried: an Ethernet frame of 1500 bytes less IPv6 and UDP headers.
+const MTU_UPPER_BOUND_BYTES: u16 = 1452;
+
+/// Raises a connection's limits once its token has been accepted.
+pub(super) fn open_up(connection: &quinn::Connection) {
+    // The control stream is one of the bidirectional ones.
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS_PER_KIND + 1));
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(MAX_STREAMS_PER_KIND));
+    connection.set_receive_window(VarInt::from_u32(WINDOW_BYTES));
+}
+
+/// The relay's side of every connection, as it is before a token is accepted.
+pub(super) fn server_config(
+    identity: &TlsIdentity,
+    keepalive: Option<Duration>,
+    idle_timeout: Duration,
+) -> Result<quinn::ServerConfig, StartError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.max_early_data_size = 0;
+    // A resumed session would save one signature of ours and cost every client's ticket its memory.
+    tls.send_tls13_tickets = 0;
+
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(WINDOW_UNAUTHENTICATED_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BUFFER_BYTES))
+        .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER_BYTES)
+        .keep_alive_interval(keepalive)
+        .max_idle_timeout(Some(
+            IdleTimeout::try_from(idle_timeout + IDLE_MARGIN).map_err(|_| StartError::IdleTimeout)?,
+        ));
+    let mut mtu = quinn::MtuDiscoveryConfig::default();
+    mtu.upper_bound(MTU_UPPER_BOUND_BYTES);
+    transport.mtu_discovery_config(Some(mtu));
+
+    let quic = QuicServerConfig::try_from(tls).map_err(|_| StartError::NoInitialCipher)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(quic));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+/// Connection IDs whose first byte names the shard that made them; the rest is random.
+pub(super) struct ShardConnectionIds {
+    pub shard: u8,
+}
+
+impl ShardConnectionIds {
+    const LEN: usize = 8;
+}
+
+impl ConnectionIdGenerator for ShardConnectionIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let random = RandomConnectionIdGenerator::new(Self::LEN - 1).generate_cid();
+        ConnectionId::new(&[&[self.shard], &random[..]].concat())
+    }
+
+    fn validate(&self, cid: &ConnectionId) -> Result<(), InvalidCid> {
+        if cid.first() == Some(&self.shard) { Ok(()) } else { Err(InvalidCid) }
+    }
+
+    fn cid_len(&self) -> usize {
+        Self::LEN
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
