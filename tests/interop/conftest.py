@@ -1,0 +1,131 @@
+"""Runs coroutine tests, each with a limit, against one relay for the whole run."""
+
+import asyncio
+import inspect
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from client import Relay
+from wire import Grant
+
+DEFAULT_BIN = Path(__file__).resolve().parents[2] / "target" / "debug" / "zrc-relay"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test may be a coroutine; it fails when it takes longer than its limit."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    marker = pyfuncitem.get_closest_marker("limit")
+    limit_s = marker.args[0] if marker else 30
+    names = inspect.signature(pyfuncitem.obj).parameters
+    given = {name: value for name, value in pyfuncitem.funcargs.items() if name in names}
+
+    async def limited():
+        async with asyncio.timeout(limit_s):
+            await pyfuncitem.obj(**given)
+
+    asyncio.run(limited())
+    return True
+
+
+class Process:
+    """A running relay: its state directory, what it said, and its end."""
+
+    def __init__(self, state_dir, *arguments):
+        binary = os.environ.get("ZRC_RELAY_BIN", DEFAULT_BIN)
+        self.state_dir = Path(state_dir)
+        self.said = []
+        self.child = subprocess.Popen(
+            [binary, "serve", "--state-dir", state_dir, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.listening = threading.Event()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+        if not self.listening.wait(30) or self.child.poll() is not None:
+            self.child.kill()
+            self.reader.join()
+            pytest.fail("the relay did not start:\n" + "".join(self.said))
+        self.relay = Relay.read(self.state_dir / "relay.json")
+
+    def _read(self):
+        for line in self.child.stderr:
+            self.said.append(line)
+            # The addresses are said when every socket is bound and relay.json is written.
+            if "http://" in line:
+                self.listening.set()
+        self.listening.set()
+
+    def rss_bytes(self):
+        for line in Path(f"/proc/{self.child.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("the relay is gone")
+
+    def stop(self):
+        """SIGTERM; returns the exit code."""
+        self.child.terminate()
+        try:
+            code = self.child.wait(30)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+            pytest.fail("the relay did not stop within 30 s")
+        finally:
+            self.reader.join()
+            self.child.stderr.close()
+        return code
+
+
+@pytest.fixture(scope="session")
+def process(tmp_path_factory):
+    """`serve --dev`; must stop cleanly and must not have panicked."""
+    process = Process(tmp_path_factory.mktemp("relay"), "--dev")
+    yield process
+    assert process.child.poll() is None, "the relay ended by itself:\n" + "".join(process.said)
+    code = process.stop()
+    said = "".join(process.said)
+    assert code == 0, f"exit code {code}:\n{said}"
+    assert "panic" not in said, said
+
+
+@pytest.fixture
+def relay(process):
+    return process.relay
+
+
+@pytest.fixture
+def grant(relay):
+    """A fresh grant with new keys on this relay."""
+    return Grant(relay.relay_id)
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """Starts a relay with a configuration of its own: configured("[section]\nkey = value")."""
+    started = []
+
+    def start(text):
+        file = tmp_path / "relay.toml"
+        file.write_text(text)
+        started.append(Process(tmp_path / "state", "--config", str(file)))
+        return started[-1]
+
+    yield start
+    for process in started:
+        assert process.stop() == 0, "".join(process.said)
+
+
+@pytest.fixture
+def stopwatch():
+    began = time.monotonic()
+    return lambda: time.monotonic() - began
