@@ -70,6 +70,9 @@ const NO_IO: &[&str] = &[
     "std::process",
 ];
 
+/// Their tests read vectors and saved cases from files.
+const IN_TESTS: &[&str] = &["std::fs", "std::io"];
+
 /// All that may stand at the top of the tree, beside dot-files.
 const TOP_LEVEL: &[&str] = &[
     "CHANGELOG.md",
@@ -95,10 +98,11 @@ fn is_generated(name: &str) -> bool {
 #[test]
 fn modules_name_only_what_lies_below_them() {
     let files = source_files();
+    let tests: BTreeSet<_> = files.iter().flat_map(|(path, text)| test_modules(path, text)).collect();
     let mut faults = Vec::new();
     let mut edges = BTreeSet::new();
     for (path, text) in &files {
-        let check = check(path, text);
+        let check = check(path, text, &tests);
         faults.extend(check.faults);
         edges.extend(check.edges);
     }
@@ -163,20 +167,17 @@ struct Check {
     faults: Vec<String>,
 }
 
-fn check(path: &Path, text: &str) -> Check {
+/// Checks one file; `tests` are the modules that are compiled for tests alone.
+fn check(path: &Path, text: &str, tests: &BTreeSet<Vec<String>>) -> Check {
     let mut check = Check::default();
-    // `relay/session.rs` is the module `relay::session`; `relay/mod.rs` and `relay.rs` are `relay`.
-    let mut module: Vec<String> =
-        path.with_extension("").iter().map(|part| part.to_str().unwrap().to_owned()).collect();
-    if module.last().is_some_and(|last| last == "mod") {
-        module.pop();
-    }
+    let module = module_of(path);
+    let test_file = tests.contains(&module);
     let Some(top) = module.first().cloned().filter(|top| top != "lib") else { return check };
     let Some((_, may_use)) = MAY_USE.iter().find(|(name, _)| *name == top) else {
         check.faults.push(format!("{}: '{top}' is not on the map; say where it stands", path.display()));
         return check;
     };
-    for (line, named) in paths_in(text, &module) {
+    for Named { line, path: named, in_test } in paths_in(text, &module) {
         let at = format!("src/{}:{line}", path.display());
         if let Some(below) = named.strip_prefix("crate::") {
             let target = below.split("::").next().unwrap_or_default();
@@ -188,8 +189,9 @@ fn check(path: &Path, text: &str) -> Check {
                 check.faults.push(format!("{at}: {top} may not name {target} ({named})"));
             }
         } else if matches!(top.as_str(), "wire" | "table") {
-            let forbidden = NO_IO.iter().find(|no| named == **no || named.starts_with(&format!("{no}::")));
-            if let Some(forbidden) = forbidden {
+            let is = |no: &&&str| named == **no || named.starts_with(&format!("{no}::"));
+            let allowed = (in_test || test_file) && IN_TESTS.iter().any(|path| is(&path));
+            if let Some(forbidden) = NO_IO.iter().find(is).filter(|_| !allowed) {
                 check
                     .faults
                     .push(format!("{at}: {top} does no I/O and reads no clock, but names {forbidden}"));
@@ -199,14 +201,45 @@ fn check(path: &Path, text: &str) -> Check {
     check
 }
 
-/// Every path of two or more segments in the code, `use` groups spelled out, with its line. Paths into this crate
-/// begin with `crate::`, however they were written.
-fn paths_in(text: &str, module: &[String]) -> Vec<(usize, String)> {
+/// `relay/session.rs` is the module `relay::session`; `relay/mod.rs` and `relay.rs` are `relay`.
+fn module_of(path: &Path) -> Vec<String> {
+    let mut module: Vec<String> =
+        path.with_extension("").iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+    if module.last().is_some_and(|last| last == "mod") {
+        module.pop();
+    }
+    module
+}
+
+/// The modules that this file declares for tests alone and that lie in files of their own.
+fn test_modules(path: &Path, text: &str) -> Vec<Vec<String>> {
+    let tokens: Vec<String> = tokens(text).into_iter().map(|(_, token)| token).collect();
+    let declared = tokens.windows(CFG_TEST.len() + 3).filter(|w| {
+        w[..CFG_TEST.len()] == *CFG_TEST && w[CFG_TEST.len()] == "mod" && w[CFG_TEST.len() + 2] == ";"
+    });
+    let parent = module_of(path);
+    declared.map(|w| parent.iter().cloned().chain([w[CFG_TEST.len() + 1].clone()]).collect()).collect()
+}
+
+const CFG_TEST: &[&str] = &["#", "[", "cfg", "(", "test", ")", "]"];
+
+/// A path as the code names it.
+struct Named {
+    line: usize,
+    path: String,
+    in_test: bool,
+}
+
+/// Every path of two or more segments in the code, `use` groups spelled out. Paths into this crate begin with
+/// `crate::`, however they were written.
+fn paths_in(text: &str, module: &[String]) -> Vec<Named> {
     let tokens = tokens(text);
     let mut found = Vec::new();
     let mut depth = 0usize;
     // Inline modules and the brace depth at which each ends: they are one more `super` away from the root.
     let mut inline: Vec<(String, usize)> = Vec::new();
+    // How many of the inline modules begin with the outermost one that is for tests alone.
+    let mut tests_from: Option<usize> = None;
     let mut at = 0;
     while let Some((line, token)) = tokens.get(at) {
         let next = |n: usize| tokens.get(at + n).map(|(_, token)| token.as_str());
@@ -216,14 +249,20 @@ fn paths_in(text: &str, module: &[String]) -> Vec<(usize, String)> {
                 depth = depth.saturating_sub(1);
                 if inline.last().is_some_and(|(_, end)| *end == depth) {
                     inline.pop();
+                    tests_from = tests_from.filter(|from| *from < inline.len());
                 }
             }
             "mod" if next(2) == Some("{") => {
+                let attribute = at.checked_sub(CFG_TEST.len()).and_then(|from| tokens.get(from..at));
+                if attribute.is_some_and(|a| a.iter().map(|(_, token)| token).eq(CFG_TEST.iter())) {
+                    tests_from.get_or_insert(inline.len());
+                }
                 inline.push((next(1).unwrap_or_default().to_owned(), depth));
             }
             "use" => {
                 at = use_tree(&tokens, at + 1, "", &mut |line, path| {
-                    found.push((line, rooted(path, module, &inline)));
+                    let path = rooted(path, module, &inline);
+                    found.push(Named { line, path, in_test: tests_from.is_some() });
                 });
                 continue;
             }
@@ -237,7 +276,8 @@ fn paths_in(text: &str, module: &[String]) -> Vec<(usize, String)> {
                     path = format!("{path}::{part}");
                     end += 2;
                 }
-                found.push((*line, rooted(&path, module, &inline)));
+                let path = rooted(&path, module, &inline);
+                found.push(Named { line: *line, path, in_test: tests_from.is_some() });
                 at = end;
                 continue;
             }
@@ -403,14 +443,19 @@ fn the_checker_sees_every_way_to_write_a_forbidden_name() {
         ("relay/mod.rs", "use crate::config::Config;"),
         ("main.rs", "use zrc_relay::relay::Relay;"),
         ("main.rs", "fn main() { let quote = '\"'; zrc_relay::client::connect(); }"),
+        ("wire/mod.rs", "#[cfg(test)] mod tests { use std::fs; } use std::fs;"),
+        ("wire/mod.rs", "#[cfg(test)] mod tests { use tokio::time; }"),
+        ("wire/mod.rs", "#[cfg(unix)] mod tests { use std::fs; }"),
         ("novelty/mod.rs", "fn f() {}"),
     ] {
-        assert!(!check(Path::new(file), line).faults.is_empty(), "in {file}: {line}");
+        assert!(!check(Path::new(file), line, &BTreeSet::new()).faults.is_empty(), "in {file}: {line}");
     }
 }
 
 #[test]
 fn the_checker_lets_the_permitted_pass() {
+    let tests =
+        test_modules(Path::new("wire/mod.rs"), "mod ids; #[cfg(test)]\nmod vectors;").into_iter().collect();
     for (file, text) in [
         ("relay/session.rs", "use crate::{table::{Now, Table}, wire::CloseCode};"),
         ("relay/session.rs", "use super::{Shard, forward::Forward};"),
@@ -421,9 +466,11 @@ fn the_checker_lets_the_permitted_pass() {
         ("relay/session.rs", "const T: &str = r#\"a \" crate::ops::x\"#; fn f<'a>(c: char) { c == '\\'' }"),
         ("ops/http.rs", "use std::time::Instant; use tokio::net::TcpListener;"),
         ("wire/token.rs", "use std::time::Duration; mod tests { use super::*; use super::super::Claims; }"),
+        ("wire/token.rs", "#[cfg(test)] mod tests { mod deeper {} use std::fs; }"),
+        ("wire/vectors.rs", "use std::fs;"),
         ("main.rs", "fn main() -> std::process::ExitCode { zrc_relay::cli::main() }"),
         ("lib.rs", "pub mod relay; pub use crate::relay::Relay;"),
     ] {
-        assert_eq!(check(Path::new(file), text).faults, [""; 0], "in {file}: {text}");
+        assert_eq!(check(Path::new(file), text, &tests).faults, [""; 0], "in {file}: {text}");
     }
 }
