@@ -23,7 +23,7 @@ pub struct Descriptor {
     /// The audience that tokens for this relay name.
     pub relay_id: RelayId,
     /// Where it stands, as its operator calls it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub region: Option<String>,
 }
 
