@@ -4,8 +4,6 @@
 
 #[cfg(feature = "server")]
 pub mod cli;
-#[cfg(feature = "client")]
-pub mod client;
 pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;

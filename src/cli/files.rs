@@ -1,7 +1,5 @@
 //! Files that must be whole, and files that must be secret.
 
-#![allow(dead_code, reason = "serve is the first to use it")]
-
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Write as _},

@@ -24,6 +24,9 @@ mod keygen;
 mod logging;
 pub mod out;
 mod relay_arg;
+mod running;
+mod serve;
+mod signals;
 mod state;
 mod token;
 
@@ -69,6 +72,7 @@ enum Command {
     Keygen(keygen::Keygen),
     #[command(subcommand)]
     Token(Box<token::Token>),
+    Serve(serve::Serve),
 }
 
 /// Reads the command line, does what it says, and answers with the exit code.
@@ -84,10 +88,14 @@ pub fn main() -> ExitCode {
 }
 
 fn run(log: &logging::LogArgs, command: Command) -> Result<Exit, Failure> {
-    log.start("warn")?;
+    log.start(match command {
+        Command::Serve(_) => "info",
+        _ => "warn",
+    })?;
     match command {
         Command::Keygen(keygen) => keygen.run(),
         Command::Token(token) => block_on(1, token.run()),
+        Command::Serve(serve) => block_on(1, serve.run()),
     }
 }
 

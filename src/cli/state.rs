@@ -9,8 +9,6 @@
 //!
 //! Files appear whole or not at all, so that two starts at once agree on one key and one id.
 
-#![allow(dead_code, reason = "serve is the first to use it")]
-
 use std::{
     env, fs,
     os::unix::fs::MetadataExt as _,

@@ -44,6 +44,16 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 
+const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(15);
+const DEFAULT_RULES: Rules = Rules {
+    max_allocations: 1000,
+    max_ledger: 100_000,
+    connections_per_role: 4,
+    allocation_timeout: Duration::from_secs(8 * 3600),
+    idle_timeout: Duration::from_secs(30),
+    pair_timeout: Duration::from_secs(120),
+};
+
 /// All that `serve` is told.
 #[derive(Debug)]
 pub struct Config {
@@ -193,6 +203,30 @@ impl Config {
         Self::parse(&text, folder).map_err(|faults| ConfigError::Faults { path: path.into(), faults })
     }
 
+    /// For one machine alone: free ports of the loopback address, every device that proves its own key, no limits
+    /// of rate, packets, quota or allocations per device.
+    pub fn development(state_dir: PathBuf) -> Self {
+        let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        Self {
+            state_dir,
+            relay: Relay {
+                listen: loopback,
+                public: None,
+                server_name: "localhost".into(),
+                region: None,
+                relay_id: None,
+                certificate: None,
+                rules: Rules { max_allocations: 10_000, max_ledger: 1_000_000, ..DEFAULT_RULES },
+                tier: Tier::default(),
+                max_token_lifetime: DAY,
+                keepalive: DEFAULT_KEEPALIVE,
+                self_certified: true,
+                devices: Vec::new(),
+            },
+            ops: Ops { listen: loopback },
+        }
+    }
+
     /// Checks a text; `folder` is what relative paths in it start from.
     ///
     /// # Errors
@@ -258,8 +292,9 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
     let limit = |relay: &mut Section<'_>, key, example, default| {
         relay.read(key, example, read::limit).unwrap_or(Some(default))
     };
-    let max_allocations: usize =
-        relay.read("max_allocations", "1000", read::number(1..=1_000_000)).unwrap_or(1000);
+    let max_allocations: usize = relay
+        .read("max_allocations", "1000", read::number(1..=1_000_000))
+        .unwrap_or(DEFAULT_RULES.max_allocations);
     let allocations_per_device = relay
         .read("max_allocations_per_device", "32", |value| {
             read::number(0..=u32::MAX)(value).map_err(|reason| format!("{reason} (0: no limit)"))
@@ -274,10 +309,10 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
         relay.read(key, &example, read::duration(SECOND..=most)).unwrap_or(default)
     };
     let max_token_lifetime = time("max_token_lifetime", DAY, 366 * DAY);
-    let allocation_timeout = time("allocation_timeout", 8 * 3600 * SECOND, 366 * DAY);
-    let idle_timeout = time("idle_timeout", 30 * SECOND, DAY);
-    let pair_timeout = time("pair_timeout", 120 * SECOND, DAY);
-    let keepalive = time("keepalive_interval", 15 * SECOND, DAY);
+    let allocation_timeout = time("allocation_timeout", DEFAULT_RULES.allocation_timeout, 366 * DAY);
+    let idle_timeout = time("idle_timeout", DEFAULT_RULES.idle_timeout, DAY);
+    let pair_timeout = time("pair_timeout", DEFAULT_RULES.pair_timeout, DAY);
+    let keepalive = time("keepalive_interval", DEFAULT_KEEPALIVE, DAY);
     if keepalive >= idle_timeout {
         relay.fault(
             "keepalive_interval",
@@ -289,8 +324,12 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
             format!("keepalive_interval = {:?}", show_duration(idle_timeout / 2)),
         );
     }
-    let connections_per_role = relay.read("connections_per_role", "4", read::number(1..=64)).unwrap_or(4);
-    let max_ledger = relay.read("max_ledger", "100_000", read::number(1..=100_000_000)).unwrap_or(100_000);
+    let connections_per_role = relay
+        .read("connections_per_role", "4", read::number(1..=64))
+        .unwrap_or(DEFAULT_RULES.connections_per_role);
+    let max_ledger = relay
+        .read("max_ledger", "100_000", read::number(1..=100_000_000))
+        .unwrap_or(DEFAULT_RULES.max_ledger);
     if max_ledger < max_allocations {
         relay.fault(
             "max_ledger",

@@ -59,8 +59,8 @@ pub struct Handles {
     pub version: &'static str,
     /// Whether new work is welcome.
     pub readiness: Readiness,
-    /// The metrics in Prometheus' text format.
-    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// The metrics in Prometheus' text format; `None` when they cannot be shown.
+    pub metrics: Arc<dyn Fn() -> Option<String> + Send + Sync>,
     /// How the relay introduces itself.
     pub descriptor: Arc<Descriptor>,
 }
@@ -203,8 +203,12 @@ async fn ready(State(handles): State<Handles>) -> (StatusCode, Json<Ready>) {
 }
 
 async fn metrics(State(handles): State<Handles>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (handles.metrics)())
-        .into_response()
+    match (handles.metrics)() {
+        Some(text) => {
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+        }
+        None => problem(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be shown".into()),
+    }
 }
 
 async fn descriptor(State(handles): State<Handles>) -> Json<Descriptor> {
@@ -267,7 +271,7 @@ mod tests {
             clock: Clock::start(),
             version: "1.2.3 (commit abc)",
             readiness: Readiness::default(),
-            metrics: Arc::new(|| "# EOF\n".into()),
+            metrics: Arc::new(|| Some("# EOF\n".into())),
             descriptor: Arc::new(Descriptor {
                 addr: "192.0.2.1".into(),
                 port: 4433,

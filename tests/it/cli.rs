@@ -15,7 +15,7 @@ const RELAY: [&str; 4] = ["--relay", "127.0.0.1:4433", "--relay-id", RELAY_ID];
 
 /// What a command did.
 #[derive(Debug)]
-struct Ran {
+pub(crate) struct Ran {
     exit: i32,
     stdout: String,
     stderr: String,
@@ -32,18 +32,18 @@ impl From<Output> for Ran {
 }
 
 /// A command that inherits nothing that changes what it does.
-fn command<S: AsRef<str>>(args: &[S]) -> Command {
+pub(crate) fn command<S: AsRef<str>>(args: &[S]) -> Command {
     let mut command = Command::new(BINARY);
     command.args(args.iter().map(AsRef::as_ref)).env_remove("RUST_LOG");
     command
 }
 
-fn run<S: AsRef<str>>(args: &[S]) -> Ran {
+pub(crate) fn run<S: AsRef<str>>(args: &[S]) -> Ran {
     command(args).output().unwrap().into()
 }
 
 /// Two keys in a folder, and their ids.
-struct Keys {
+pub(crate) struct Keys {
     folder: TempDir,
     device: String,
     peer: String,

@@ -1,0 +1,172 @@
+//! A relay with everything around it, as `serve` and `quickstart` run it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    Exit, Failure, OrFail as _, VERSION, out,
+    state::{Given, State},
+};
+use crate::{
+    clock::Clock,
+    config::Config,
+    metrics::Metrics,
+    ops::{Handles, OpsServer, Readiness},
+    relay::{Admission, Pinned, RelayConfig, RelayServer, StartError, TlsIdentity},
+    wire::Descriptor,
+};
+
+/// A relay that serves.
+pub(super) struct Running {
+    relay: RelayServer,
+    ops: OpsServer,
+    readiness: Readiness,
+    /// How clients find it.
+    pub(super) descriptor: Descriptor,
+    /// Where that is written.
+    pub(super) descriptor_path: PathBuf,
+}
+
+impl Running {
+    /// Starts everything; when it returns, the relay is ready and `relay.json` written. Call it inside a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// What could not be had; nothing is left running.
+    pub(super) async fn start(config: Config) -> Result<Self, Failure> {
+        let Config { state_dir, relay: wanted, ops } = config;
+        let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
+        let state = State::open(state_dir, &wanted.server_name, given)?;
+        let clock = Clock::start();
+        let metrics = Arc::new(Metrics::new().or_fail(Exit::Software, "cannot declare the metrics")?);
+
+        let public_ip = wanted.public.as_ref().and_then(|public| public.host.parse::<IpAddr>().ok());
+        let public_port =
+            wanted.public.as_ref().and_then(|public| public.port).unwrap_or(wanted.listen.port());
+        let pinned = wanted.devices.iter().map(|device| {
+            tracing::debug!(device = %device.id, name = device.name, "pinned");
+            (device.id, Pinned { key: device.key, tier: wanted.tier })
+        });
+        let relay = RelayServer::start(
+            RelayConfig {
+                listen: wanted.listen,
+                relay_id: state.relay_id,
+                public_addr: public_ip
+                    .filter(|_| public_port != 0)
+                    .map(|ip| SocketAddr::new(ip, public_port)),
+                tls: TlsIdentity {
+                    chain: state.certificate.chain.clone(),
+                    key: state.certificate.key.clone_key(),
+                },
+                admission: Admission {
+                    self_certified: wanted.self_certified.then_some(wanted.tier),
+                    pinned: pinned.collect(),
+                    max_token_lifetime: wanted.max_token_lifetime,
+                },
+                rules: wanted.rules,
+                keepalive: Some(wanted.keepalive),
+            },
+            clock,
+            metrics.clone(),
+        )
+        .map_err(|error| {
+            let exit = match error {
+                StartError::Bind { .. } | StartError::Io(_) => Exit::Unavailable,
+                _ => Exit::Config,
+            };
+            Failure { exit, error: error.into() }
+        })?;
+
+        let listening = relay.local_addr();
+        let descriptor = Descriptor {
+            addr: match wanted.public.as_ref() {
+                Some(public) => public.host.clone(),
+                None => reachable_ip(listening.ip()).to_string(),
+            },
+            port: wanted.public.as_ref().and_then(|public| public.port).unwrap_or(listening.port()),
+            server_name: wanted.server_name,
+            spki: Some(state.pin),
+            relay_id: state.relay_id,
+            region: wanted.region,
+        };
+        let readiness = Readiness::default();
+        let handles = Handles {
+            clock,
+            version: VERSION,
+            readiness: readiness.clone(),
+            metrics: Arc::new(move || {
+                metrics.encode().inspect_err(|error| tracing::error!(%error, "cannot show the metrics")).ok()
+            }),
+            descriptor: Arc::new(descriptor.clone()),
+        };
+        let ops = OpsServer::start(ops.listen, handles)
+            .await
+            .or_fail(Exit::Unavailable, format!("cannot listen on TCP {}", ops.listen))?;
+        let descriptor_path = state.write_descriptor(&descriptor)?;
+        readiness.set_ready();
+        Ok(Self { relay, ops, readiness, descriptor, descriptor_path })
+    }
+
+    /// Tells people where everything is.
+    pub(super) fn announce(&self) {
+        let Descriptor { relay_id, spki, .. } = &self.descriptor;
+        let pin = spki.map(|pin| pin.to_string()).unwrap_or_default();
+        out::say(format_args!("zrc-relay {VERSION}"));
+        out::say(format_args!("relay on {} (UDP), id {relay_id}, pin {pin}", self.relay.local_addr()));
+        out::say(format_args!("ops on {} /health /ready /metrics /.well-known/zrc-relay", self.ops_url()));
+        out::say(format_args!("clients: --relay {}", self.descriptor_path.display()));
+    }
+
+    /// Where health and metrics are.
+    pub(super) fn ops_url(&self) -> String {
+        format!("http://{}", self.ops.local_addr())
+    }
+
+    /// Unready first, then goodbye to every client, then the end, within `deadline`.
+    pub(super) async fn stop(self, deadline: Duration) {
+        self.readiness.set_draining();
+        self.relay.shutdown(deadline).await;
+        self.ops.stop().await;
+    }
+}
+
+/// What clients can connect to when the relay listens on `listening`: for an unspecified address the one that
+/// this machine reaches others from.
+fn reachable_ip(listening: IpAddr) -> IpAddr {
+    if !listening.is_unspecified() {
+        return listening;
+    }
+    // Connecting a UDP socket sends nothing; it asks for a route. The addresses are for documentation (RFC 5737,
+    // RFC 3849).
+    let from = |local: IpAddr, to: IpAddr| {
+        let socket = UdpSocket::bind((local, 0)).ok()?;
+        socket.connect((to, 9)).ok()?;
+        socket.local_addr().ok().map(|addr| addr.ip()).filter(|ip| !ip.is_unspecified())
+    };
+    let v4 = || from(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into());
+    let v6 = || from(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into());
+    // A socket for `::` takes IPv4 too, which more clients have.
+    v4().or_else(|| if listening.is_ipv6() { v6() } else { None }).unwrap_or(Ipv4Addr::LOCALHOST.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_can_be_connected_to() {
+        for listening in ["0.0.0.0", "::"] {
+            let ip = reachable_ip(listening.parse().unwrap());
+            assert!(!ip.is_unspecified());
+            assert!(UdpSocket::bind((ip, 0)).is_ok(), "{ip}");
+        }
+        for listening in ["127.0.0.1", "::1", "192.0.2.7"] {
+            let listening: IpAddr = listening.parse().unwrap();
+            assert_eq!(reachable_ip(listening), listening);
+        }
+    }
+}

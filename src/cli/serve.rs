@@ -1,0 +1,76 @@
+//! `serve`: runs the relay until a signal ends it.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{Exit, Failure, out, running::Running, signals::Signals, state};
+use crate::config::{Config, ConfigError};
+
+/// From the signal to the end. Clients acknowledge within a second where they can; the rest is for those that
+/// are slow. Below what service managers grant.
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Run the relay
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The addresses, the relay's id and its pin are said on stderr at start. relay.json in the state directory,
+and /.well-known/zrc-relay on the ops address, tell clients the same: give them either as --relay.
+
+Without a configuration that says otherwise: UDP port 4433 on every address, ops on 127.0.0.1:9433, state in
+/var/lib/zrc-relay. relay.example.toml documents every key. All faults of a configuration are reported at once,
+exit code 78.
+
+--dev listens on free ports of 127.0.0.1, serves every device that proves its own key, without limits, and keeps
+its state in ~/.local/state/zrc-relay/dev. It is for this machine alone.
+
+SIGTERM and SIGINT: not ready first, then every client is told DRAINING, then the end, within 10 seconds.
+A second signal ends at once.
+
+Examples:
+  zrc-relay serve --config /etc/zrc-relay/relay.toml
+  zrc-relay serve --dev --state-dir /tmp/relay
+  zrc-relay token mint --device-key device.pem --peer-id \"$PEER\" --relay /tmp/relay/relay.json")]
+pub struct Serve {
+    /// The configuration
+    #[arg(long, value_name = "FILE", required_unless_present = "dev")]
+    config: Option<PathBuf>,
+    /// For trying and developing: loopback only, free ports, every device welcome, no limits
+    #[arg(long, conflicts_with = "config")]
+    dev: bool,
+    /// Where certificate, relay id and relay.json are kept, whatever the configuration says
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> Result<Exit, Failure> {
+        let config = match self.config {
+            Some(path) => {
+                let mut config = Config::load(&path).map_err(|error| {
+                    let exit = match error {
+                        ConfigError::Read { .. } => Exit::NoInput,
+                        ConfigError::Faults { .. } => Exit::Config,
+                    };
+                    Failure { exit, error: error.into() }
+                })?;
+                if let Some(folder) = self.state_dir {
+                    config.state_dir = folder;
+                }
+                config
+            }
+            None => Config::development(match self.state_dir {
+                Some(folder) => folder,
+                None => state::user_folder("dev")?,
+            }),
+        };
+        let mut signals = Signals::new()?;
+        let running = Running::start(config).await?;
+        running.announce();
+        signals.next().await;
+        out::say(format_args!(
+            "leaving: telling the clients, for at most {} s (a second signal ends at once)",
+            STOP_TIMEOUT.as_secs()
+        ));
+        signals.last(running.stop(STOP_TIMEOUT)).await;
+        Ok(Exit::Ok)
+    }
+}

@@ -1,0 +1,243 @@
+//! `serve` as its operators run it: what it says, what it writes, how it leaves.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use crate::cli::command;
+
+/// Longer than anything here takes on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process that does not outlive its test.
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    lines: mpsc::Receiver<String>,
+    pub(crate) seen: Vec<String>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Running {
+    /// Starts a command whose stderr is read line by line, and whose stdout is left to `stdout`.
+    pub(crate) fn start(command: &mut Command, stdout: Stdio) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, lines, seen: Vec::new() }
+    }
+
+    /// Waits for a line with this in it.
+    pub(crate) fn line_with(&mut self, wanted: &str) -> String {
+        loop {
+            let line = match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) => line,
+                Err(error) => panic!("no {wanted:?}: {error}; said: {:#?}", self.seen),
+            };
+            self.seen.push(line.clone());
+            if line.contains(wanted) {
+                return line;
+            }
+        }
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// Waits for the end of it.
+    pub(crate) fn end(&mut self) -> ExitStatus {
+        // The last line comes when the process closes its stderr.
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) => self.seen.push(line),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return self.child.wait().unwrap(),
+                Err(error) => panic!("still running: {error}; said: {:#?}", self.seen),
+            }
+        }
+    }
+}
+
+/// A relay for development in a folder of its own.
+pub(crate) struct Relay {
+    pub(crate) process: Running,
+    pub(crate) folder: TempDir,
+    /// `IP:PORT` of its HTTP server.
+    pub(crate) ops: String,
+}
+
+impl Relay {
+    pub(crate) fn dev() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        Self::start(&["serve", "--dev", "--state-dir", state.to_str().unwrap()], folder)
+    }
+
+    pub(crate) fn start(args: &[&str], folder: TempDir) -> Self {
+        let mut process = Running::start(&mut command(args), Stdio::null());
+        let line = process.line_with("http://");
+        // As any program would find it: from there to the blank.
+        let ops = line.split("http://").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        Self { process, folder, ops }
+    }
+
+    pub(crate) fn descriptor(&self) -> String {
+        self.folder.path().join("state/relay.json").to_str().unwrap().to_owned()
+    }
+
+    /// Status and body that answer a GET.
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.ops).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.ops).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head[9..12].parse().unwrap(), body.to_owned())
+    }
+}
+
+#[test]
+fn a_relay_for_development_answers_and_leaves() {
+    for signal in ["TERM", "INT"] {
+        let mut relay = Relay::dev();
+        let (status, body) = relay.get("/health");
+        let health: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &health["status"]), (200, &"ok".into()));
+        assert!(health["version"].as_str().unwrap().contains("commit"));
+        assert!(health["uptime_secs"].is_u64());
+        assert_eq!(relay.get("/ready"), (200, r#"{"ready":true}"#.into()));
+        let (status, metrics) = relay.get("/metrics");
+        assert_eq!(status, 200);
+        assert!(metrics.contains("\n# TYPE ") && metrics.contains("zrc_relay_build_info{"), "{metrics}");
+
+        let (status, served) = relay.get("/.well-known/zrc-relay");
+        let written = fs::read_to_string(relay.descriptor()).unwrap();
+        let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!((status, parse(&served)), (200, parse(&written)));
+        let described = parse(&written);
+        let keys: Vec<_> = described.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, ["addr", "port", "region", "relay_id", "server_name", "spki"]);
+        assert_eq!(described["addr"], "127.0.0.1");
+        let said = relay.process.seen.join("\n");
+        for key in ["relay_id", "spki"] {
+            assert!(said.contains(described[key].as_str().unwrap()), "{key}: {said}");
+        }
+        assert!(said.contains(&format!("127.0.0.1:{}", described["port"])));
+
+        relay.process.signal(signal);
+        assert_eq!(relay.process.end().code(), Some(0), "{:#?}", relay.process.seen);
+    }
+}
+
+#[test]
+fn a_relay_keeps_its_pin_and_id() {
+    let mut relay = Relay::dev();
+    let first = fs::read_to_string(relay.descriptor()).unwrap();
+    relay.process.child.kill().unwrap();
+    assert_eq!(relay.process.end().signal(), Some(9));
+    let folder = std::mem::replace(&mut relay.folder, tempfile::tempdir().unwrap());
+    let state = folder.path().join("state");
+    let again = Relay::start(&["serve", "--dev", "--state-dir", state.to_str().unwrap()], folder);
+    let second = fs::read_to_string(again.descriptor()).unwrap();
+    let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    for key in ["spki", "relay_id", "server_name"] {
+        assert_eq!(parse(&first)[key], parse(&second)[key], "{key}");
+    }
+    assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(fs::metadata(state.join("key.pem")).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_all_its_faults() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.toml");
+    fs::write(&path, "[relay]\nlisten_prot = 1\nmax_allocations = 0\nidle_timeout = \"soon\"\n").unwrap();
+    let args = ["serve", "--config", path.to_str().unwrap()];
+    let output = command(&args).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{stderr}");
+    assert!(output.stdout.is_empty());
+    for part in [
+        "4 faults",
+        "relay.listen_prot = 1",
+        "is listen_port meant?",
+        "relay.max_allocations = 0",
+        "for example: max_allocations = 1000",
+        "relay.idle_timeout = \"soon\"",
+        "relay.self_certified is not set",
+        "self_certified = true",
+    ] {
+        assert!(stderr.contains(part), "{part}: {stderr}");
+    }
+    for (args, exit) in [
+        (&["serve"][..], 2),
+        (&["serve", "--config", "/none"], 66),
+        (&["serve", "--dev", "--config", "x"], 2),
+    ] {
+        assert_eq!(command(args).output().unwrap().status.code(), Some(exit), "{args:?}");
+    }
+}
+
+#[test]
+fn a_configuration_decides_what_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.toml");
+    let relay_id = "0123456789abcdef0123456789abcdef";
+    let text = format!(
+        "state_dir = \"state\"\n\
+         [relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\nrelay_id = {relay_id:?}\nregion = \"lab\"\n\
+         public_addr = \"relay.example.com:443\"\nserver_name = \"relay.example.com\"\nself_certified = true\n\
+         [ops]\nlisten_port = 0\n"
+    );
+    fs::write(&path, text).unwrap();
+    let relay = Relay::start(&["serve", "--config", path.to_str().unwrap()], folder);
+    let described: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(relay.descriptor()).unwrap()).unwrap();
+    for (key, value) in [
+        ("addr", "relay.example.com"),
+        ("server_name", "relay.example.com"),
+        ("relay_id", relay_id),
+        ("region", "lab"),
+    ] {
+        assert_eq!(described[key], value);
+    }
+    assert_eq!(described["port"], 443);
+}
+
+#[test]
+fn a_port_that_is_taken_is_said() {
+    let relay = Relay::dev();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.toml");
+    let ops_port = relay.ops.rsplit_once(':').unwrap().1;
+    let text = format!(
+        "state_dir = \"state\"\n[relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\nself_certified = true\n[ops]\nlisten_port = {ops_port}\n"
+    );
+    fs::write(&path, text).unwrap();
+    let output = command(&["serve", "--config", path.to_str().unwrap()]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(69), "{stderr}");
+    assert!(stderr.contains(ops_port), "{stderr}");
+}
