@@ -767,3 +767,56 @@ fn descriptors() {
         assert!(serde_json::from_str::<Descriptor>(&case.text).is_err(), "{}", case.name);
     }
 }
+
+// --- the page -----------------------------------------------------------------------------------------------
+
+const PAGE: &str = include_str!("PROTOCOL.md");
+
+/// Each example on the page, comments and line breaks taken out, stands in a vector file.
+#[test]
+fn examples_on_the_page_are_vectors() {
+    let files: String =
+        ["token.json", "proof.json", "frames.json"].map(|name| read::<Value>(name).to_string()).concat();
+    let mut count = 0;
+    for block in PAGE.split("```hex\n").skip(1) {
+        let block = block.split("```").next().unwrap();
+        let digits: String = block.lines().filter_map(|line| line.split("  ").next()).collect();
+        assert!(digits.len() >= 8 && bytes(&digits).len() * 2 == digits.len(), "{block}");
+        assert!(files.contains(&format!("\"{digits}\"")), "{block}");
+        count += 1;
+    }
+    assert!(count >= 12, "{count}");
+}
+
+#[test]
+fn the_page_has_every_section_code_and_message() {
+    for (number, title) in [
+        "Transport",
+        "Tokens",
+        "Control stream",
+        "Datagrams and streams",
+        "Close codes",
+        "Raw channel (feature `RAW_CHANNEL`)",
+        "Affinity",
+        "Moving",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert!(PAGE.contains(&format!("\n## {} {title}\n", number + 1)), "{title}");
+    }
+    for code in CloseCode::ALL {
+        let again = if code.is_retryable() { "again " } else { "" };
+        let row = format!("\n| {:#04x} | {} | {again}| ", code.number(), code.name());
+        assert!(PAGE.contains(&row), "{row}");
+    }
+    let schema = Schema::load();
+    for envelope in ["ClientMessage", "RelayMessage"] {
+        for (number, (message, _)) in &schema.messages[envelope] {
+            assert!(PAGE.contains(&format!("\n| {number} | `{message} {{")), "{message}");
+            for (_, field) in schema.messages[message].values() {
+                assert!(PAGE.contains(field.as_str()), "{message}.{field}");
+            }
+        }
+    }
+}
