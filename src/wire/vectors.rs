@@ -214,6 +214,7 @@ fn tokens_are_written_and_read() {
         assert_eq!(read, minted, "{name}");
         assert_eq!(SignedToken::from_text(&case.text).unwrap(), minted, "{name}");
         assert_eq!(*read.fields(), fields, "{name}");
+        assert_eq!(read.signature()[..], bytes(&case.token)[116..], "{name}");
 
         let expected = Expected {
             relay_id: &fields.relay_id,
