@@ -232,7 +232,10 @@ class Leg(QuicConnectionProtocol):
         return await self.datagrams.get()
 
     def open(self, unidirectional=False):
-        return self._stream(self.quic.get_next_available_stream_id(is_unidirectional=unidirectional))
+        stream_id = self.quic.get_next_available_stream_id(is_unidirectional=unidirectional)
+        # Sends nothing yet, but takes the id.
+        self.quic.send_stream_data(stream_id, b"")
+        return self._stream(stream_id)
 
     async def accept(self):
         return await self.accepted.get()
@@ -280,15 +283,15 @@ async def udp_endpoint(protocol):
 @asynccontextmanager
 async def connect(relay, allocation_id=None, alpn=ALPN, **options):
     """A connection with the relay's key checked against its pin; it is closed with CLOSED at the end."""
-    configuration = QuicConfiguration(
-        alpn_protocols=[alpn],
-        server_name=relay.server_name,
+    settings = {
+        "alpn_protocols": [alpn],
+        "server_name": relay.server_name,
         # The pin is the trust: TLS still proves that the relay holds the key of the certificate it shows.
-        verify_mode=ssl.CERT_NONE,
-        max_datagram_frame_size=65535,
-        max_datagram_size=1400,
-        **options,
-    )
+        "verify_mode": ssl.CERT_NONE,
+        "max_datagram_frame_size": 65535,
+        "max_datagram_size": 1400,
+    }
+    configuration = QuicConfiguration(**settings | options)
     quic = QuicConnection(configuration=configuration)
     if allocation_id is not None:
         steer(quic, allocation_id)

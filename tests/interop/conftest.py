@@ -51,11 +51,14 @@ class Process:
         self.listening = threading.Event()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
-        if not self.listening.wait(30) or self.child.poll() is not None:
+        try:
+            assert self.listening.wait(30), "it did not say where it listens within 30 s"
+            self.relay = Relay.read(self.state_dir / "relay.json")
+        except (AssertionError, OSError, ValueError) as error:
             self.child.kill()
+            self.child.wait()
             self.reader.join()
-            pytest.fail("the relay did not start:\n" + "".join(self.said))
-        self.relay = Relay.read(self.state_dir / "relay.json")
+            pytest.fail(f"the relay did not start: {error}\n" + "".join(self.said))
 
     def _read(self):
         for line in self.child.stderr:
@@ -72,8 +75,9 @@ class Process:
         raise AssertionError("the relay is gone")
 
     def stop(self):
-        """SIGTERM; returns the exit code."""
-        self.child.terminate()
+        """SIGTERM, unless it has ended; returns the exit code."""
+        if self.child.poll() is None:
+            self.child.terminate()
         try:
             code = self.child.wait(30)
         except subprocess.TimeoutExpired:

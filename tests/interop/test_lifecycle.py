@@ -87,19 +87,70 @@ async def falls_back(peer, device):
 
 async def test_refresh_lengthens_and_changes_limits(relay, grant):
     async with pair(relay, grant) as (device, peer):
-        for leg, more in ((device, 60), (peer, 120)):
+        for asker, more in ((device, 60), (peer, 120)):
             newer = grant.but(expires_at=grant.expires_at + more, bandwidth_limit=500_000, quota_bytes=9_000_000 + more)
-            leg.say("refresh", token=newer.token())
-            said = await leg.expect("refreshed")
-            assert said.expires_at == newer.expires_at
-            assert (said.bandwidth_limit, said.quota_bytes) == (500_000, 9_000_000 + more)
-            assert said.burst_bytes > 0
+            asker.say("refresh", token=newer.token())
+            # Whoever asks, both sides hear what is in force now.
+            for leg in (device, peer):
+                said = await leg.expect("refreshed")
+                assert said.expires_at == newer.expires_at
+                assert (said.bandwidth_limit, said.quota_bytes) == (500_000, 9_000_000 + more)
+                assert said.burst_bytes > 0
         device.send_datagram(b"no interruption")
         assert await peer.datagram() == b"no interruption"
         # An older token that is still valid may join, under the limits in force.
         async with joined(relay, grant, DEVICE) as again:
             assert again.allocated.quota_bytes == 9_000_120
             assert again.allocated.expires_at == grant.expires_at + 120
+
+
+async def test_the_token_in_force_is_answered_again_to_the_asker(relay, grant):
+    newer = grant.but(expires_at=grant.expires_at + 60)
+    async with pair(relay, grant) as (device, peer):
+        for _ in range(3):
+            device.say("refresh", token=newer.token())
+            assert (await device.expect("refreshed")).expires_at == newer.expires_at
+        peer.say("ping", value=1)
+        await peer.expect("pong")
+        assert [kind for kind, _ in peer.seen].count("refreshed") == 1
+
+
+def other_tokens(grant):
+    """Tokens that a Refresh must not bring, and what each is answered with."""
+    forged = bytearray(grant.but(expires_at=grant.expires_at + 60).token())
+    forged[-1] ^= 1
+    return {
+        "forged": (bytes(forged), "TOKEN_INVALID"),
+        "empty": (b"", "TOKEN_INVALID"),
+        "expired": (grant.but(expires_at=int(time.time()) - 1).token(), "TOKEN_EXPIRED"),
+        "too_long": (grant.but(expires_at=int(time.time()) + 25 * 3600).token(), "TOKEN_INVALID"),
+        "older": (grant.but(expires_at=grant.expires_at - 60).token(), "TOKEN_INVALID"),
+        "as_late": (grant.but(quota_bytes=1).token(), "TOKEN_INVALID"),
+        "other_allocation": (grant.but(allocation_id=bytes(16), expires_at=2**31).token(), "ALLOCATION_MISMATCH"),
+        "other_peer": (grant.but(peer_key=new_key(), expires_at=grant.expires_at + 9).token(), "ALLOCATION_MISMATCH"),
+        "other_device": (
+            grant.but(device_key=new_key(), expires_at=grant.expires_at + 9).token(),
+            "ALLOCATION_MISMATCH",
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    "which",
+    ["forged", "empty", "expired", "too_long", "older", "as_late", "other_allocation", "other_peer", "other_device"],
+)
+async def test_a_refused_refresh_closes_the_asker_alone(relay, grant, which):
+    token, name = other_tokens(grant)[which]
+    async with pair(relay, grant) as (device, peer):
+        device.say("refresh", token=token)
+        await ends_with(device, name)
+        await peer.expect_peer(present=False)
+        # The allocation goes on under what was in force.
+        async with joined(relay, grant, DEVICE) as again:
+            assert again.allocated.expires_at == grant.expires_at
+            again.send_datagram(b"on and on")
+            assert await peer.datagram() == b"on and on"
+        assert "refreshed" not in [kind for kind, _ in peer.seen]
 
 
 # --- usage, quota, rate ---
@@ -114,22 +165,17 @@ async def test_use_is_counted_and_survives_both_legs_leaving(relay, grant):
         assert peer.allocated.bytes_used == 10_000
 
 
-async def test_the_quota_is_told_kept_and_final(relay, grant):
+async def test_the_quota_is_kept_and_final(relay, grant):
     grant = grant.but(quota_bytes=20_000)
     async with pair(relay, grant) as (device, peer):
         for _ in range(19):
             device.send_datagram(bytes(1000))
             await peer.datagram()
-        peer.say("ping", value=1)
-        await peer.expect("pong")
-        assert [f.percent for k, f in peer.seen if k == "usage"] == [50, 75, 90]
         # 1000 bytes are left: 1001 do not fit, not even in part.
         device.send_datagram(bytes(1001))
         for leg in (device, peer):
             await ends_with(leg, "QUOTA_EXCEEDED")
         assert peer.datagrams.empty()
-        told = [f for k, f in device.seen if k == "usage"]
-        assert [(f.percent, f.quota_bytes) for f in told] == [(p, 20_000) for p in (50, 75, 90)]
     async with connect(relay) as leg:
         async with refused("QUOTA_EXCEEDED"):
             await leg.join(grant, DEVICE)
@@ -144,15 +190,20 @@ async def test_streams_are_charged_and_stop_at_the_quota(relay, grant):
         assert sum(len(s.received) for s in peer.streams.values()) <= 50_000
 
 
-async def test_datagrams_over_the_rate_are_dropped_and_told(relay, grant):
-    grant = grant.but(bandwidth_limit=20_000)
+async def test_datagrams_over_the_rate_are_dropped(relay, grant, stopwatch):
+    """In any time T at most rate x T and one burst arrive; a slow allocation is slow, not over."""
+    rate = 20_000
+    grant = grant.but(bandwidth_limit=rate)
     async with pair(relay, grant) as (device, peer):
         burst = device.allocated.burst_bytes
-        for _ in range(burst // 1000 + 60):
-            device.send_datagram(bytes(1000))
-        said = await device.expect("throttled")
-        assert said.datagrams > 0 and said.bytes >= 1000 and said.window_ms > 0
-        # A slow allocation is slow, not over.
+        began = stopwatch()
+        for _ in range(10 * burst // 500):
+            device.send_datagram(bytes(500))
+            await device.ping()
+        peer.say("ping", value=1)
+        await peer.expect("pong")
+        arrived = peer.datagrams.qsize() * 500
+        assert burst // 2 <= arrived <= burst + rate * (stopwatch() - began)
         assert device.end is None and peer.end is None
 
 
@@ -177,7 +228,6 @@ async def test_the_token_ends_the_allocation(relay, grant):
         for leg in (device, peer):
             kind, _ = await ends_with(leg, "EXPIRED", within_s=8)
             assert kind == "closing"
-            assert [f.expires_at for k, f in leg.seen if k == "expiring"] == [grant.expires_at]
     assert time.time() >= grant.expires_at
     async with connect(relay) as leg:
         async with refused("TOKEN_EXPIRED"):

@@ -19,6 +19,7 @@ from wire import (
     nonce_proof,
     public,
     put_bytes,
+    token_text,
 )
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
@@ -59,8 +60,6 @@ async def test_an_empty_token(relay, grant):
 
 
 async def test_a_token_in_its_text_form(relay, grant):
-    from wire import token_text
-
     await hello_is_refused(relay, grant, "TOKEN_INVALID", token_text(grant.token()).encode())
 
 
@@ -295,8 +294,7 @@ async def test_a_second_hello(relay, grant):
         await ends_with(leg, "PROTOCOL_ERROR", within_s=2)
     async with joined(relay, grant, DEVICE) as leg:
         leg.say("hello", token=grant.token(), role=DEVICE, allocation_id=grant.allocation_id)
-        kind, _ = await ends_with(leg, "PROTOCOL_ERROR", within_s=2)
-        assert kind == "closing"
+        await ends_with(leg, "PROTOCOL_ERROR", within_s=2)
 
 
 async def test_a_proof_that_nobody_asked_for(relay, grant):
@@ -311,6 +309,26 @@ async def test_the_control_stream_ends_within_a_frame(relay, grant):
         await ends_with(leg, "PROTOCOL_ERROR", within_s=2)
     async with joined(relay, grant, DEVICE) as leg:
         leg.send_control(b"\x00\x00", fin=True)
+        await ends_with(leg, "PROTOCOL_ERROR", within_s=2)
+
+
+async def test_the_control_stream_ends_before_the_token(relay, grant):
+    async with connect(relay) as leg:
+        leg.send_control(b"", fin=True)
+        await ends_with(leg, "PROTOCOL_ERROR", within_s=2)
+    async with connect(relay) as leg:
+        await leg.hello(grant, DEVICE)
+        leg.send_control(b"", fin=True)
+        await ends_with(leg, "PROTOCOL_ERROR", within_s=2)
+
+
+async def test_the_control_stream_is_reset(relay, grant):
+    async with connect(relay) as leg:
+        await leg.hello(grant, DEVICE)
+        leg.streams[leg.CONTROL].reset(0)
+        await ends_with(leg, "PROTOCOL_ERROR", within_s=2)
+    async with joined(relay, grant, DEVICE) as leg:
+        leg.streams[leg.CONTROL].reset(0)
         await ends_with(leg, "PROTOCOL_ERROR", within_s=2)
 
 

@@ -302,6 +302,43 @@ def transport_parameter_ids(data):
     return ids
 
 
+async def test_a_client_may_finish_its_control_stream(relay, grant):
+    """It then goes on hearing, and asks for nothing more."""
+    async with joined(relay, grant, DEVICE) as device:
+        device.send_control(b"", fin=True)
+        async with joined(relay, grant, PEER) as peer:
+            await device.expect_peer(present=True)
+            device.send_datagram(b"not over")
+            assert await peer.datagram() == b"not over"
+        await device.expect_peer(present=False)
+
+
+async def test_the_largest_datagram_is_announced_again_when_the_path_allows_more(relay, grant):
+    async with pair(relay, grant, max_datagram_size=1472) as (device, peer):
+        first = device.allocated.max_datagram_bytes
+        limit = await device.expect("path_limit")
+        assert limit.max_datagram_bytes > first
+        assert limit.max_raw_bytes == 0
+        payload = os.urandom(limit.max_datagram_bytes)
+        device.send_datagram(payload)
+        assert await peer.datagram() == payload
+
+
+async def test_a_client_without_datagrams(relay, grant):
+    """Is sent none; its streams cross."""
+    async with (
+        joined(relay, grant, DEVICE, max_datagram_frame_size=None) as device,
+        joined(relay, grant, PEER) as peer,
+    ):
+        await device.expect_peer()
+        peer.send_datagram(b"cannot arrive")
+        device.open(unidirectional=True).send(b"can", fin=True)
+        assert await (await peer.accept()).read_all() == b"can"
+        peer.say("ping", value=1)
+        await peer.expect("pong")
+        assert device.end is None and device.datagrams.empty()
+
+
 async def test_an_orderly_goodbye(relay, grant):
     async with joined(relay, grant, DEVICE) as device:
         async with joined(relay, grant, PEER) as peer:
