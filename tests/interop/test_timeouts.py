@@ -150,10 +150,11 @@ async def test_sigterm_tells_everybody(configured):
     process = configured(OPEN)
     relay = process.relay
     async with pair(relay, Grant(relay.relay_id)) as legs:
-        process.child.terminate()
+        stopping = asyncio.create_task(asyncio.to_thread(process.stop))
         for leg in legs:
             kind, _ = await ends_with(leg, "DRAINING", within_s=10)
             assert kind == "closing"
+        assert await stopping == 0
 
 
 async def test_a_restart_keeps_key_and_id(configured):
