@@ -86,10 +86,11 @@ impl Hub {
         claims: &Claims,
         tier: &Tier,
     ) -> Result<(Arc<Leg>, Joined), Rejection> {
-        if self.draining.load(Ordering::Acquire) {
+        let mut table = self.lock();
+        // Under the mutex: what joins before the drain is ended by it, what comes after is refused here.
+        if self.draining.load(Ordering::Relaxed) {
             return Err(Rejection::new(CloseCode::Draining, "this relay is about to stop"));
         }
-        let mut table = self.lock();
         let now = self.clock.now();
         let mut effects = Vec::new();
         let joined = table.join(now, id, role, claims, tier, &mut effects)?;
@@ -139,8 +140,9 @@ impl Hub {
 
     /// Refuses what is new and ends what there is.
     pub fn drain(&self, message: &str) {
-        self.draining.store(true, Ordering::Release);
-        self.change(self.lock(), |table, now, effects| {
+        let table = self.lock();
+        self.draining.store(true, Ordering::Relaxed);
+        self.change(table, |table, now, effects| {
             table.end_all(now, CloseCode::Draining, message, effects);
         });
     }

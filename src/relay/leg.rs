@@ -10,6 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use quinn::PathStats;
 use tokio::sync::Notify;
 
 use super::tls::DATAGRAM_SEND_BUFFER_BYTES;
@@ -38,8 +39,12 @@ pub(super) struct Leg {
     /// Where what this leg sends goes. Set by the hub alone.
     link: ArcSwapOption<Leg>,
     link_changed: Notify,
+    /// What quinn says of an empty send buffer.
+    empty_buffer_bytes: usize,
     /// How many bytes of datagrams may wait to be sent to this leg.
     send_buffer_bytes: AtomicUsize,
+    /// A control message is waiting behind the datagrams in the send buffer.
+    control_pending: AtomicBool,
     outbox: Mutex<Outbox>,
     outbox_changed: Notify,
     pub datagrams: DatagramCounts,
@@ -114,6 +119,8 @@ impl Leg {
             path_shrank: 0,
         };
         let leg = Self {
+            // Nothing has been sent to a leg that is not yet one.
+            empty_buffer_bytes: connection.datagram_send_buffer_space(),
             id,
             role,
             handle,
@@ -122,6 +129,7 @@ impl Leg {
             link: ArcSwapOption::empty(),
             link_changed: Notify::new(),
             send_buffer_bytes: AtomicUsize::new(0),
+            control_pending: AtomicBool::new(false),
             outbox: Mutex::default(),
             outbox_changed: Notify::new(),
             datagrams: DatagramCounts::default(),
@@ -197,14 +205,37 @@ impl Leg {
 
     /// Whether a datagram of this size may wait to be sent to this leg.
     pub fn has_room_for(&self, bytes: usize) -> bool {
-        let free_bytes = self.connection.datagram_send_buffer_space();
-        let used_bytes = DATAGRAM_SEND_BUFFER_BYTES.saturating_sub(free_bytes);
+        let used_bytes = self.waiting_bytes();
+        if used_bytes > 0 && self.control_pending.load(Ordering::Relaxed) {
+            return false;
+        }
+        if used_bytes == 0 {
+            self.control_pending.store(false, Ordering::Relaxed);
+        }
         used_bytes + bytes <= self.send_buffer_bytes.load(Ordering::Relaxed)
     }
 
-    /// Fits the send buffer to the limits in force.
+    /// Datagrams in the send buffer, in bytes and with quinn's overhead.
+    fn waiting_bytes(&self) -> usize {
+        self.empty_buffer_bytes.saturating_sub(self.connection.datagram_send_buffer_space())
+    }
+
+    /// Says that a control message has been written.
+    ///
+    /// QUIC sends datagrams before stream data, so a steady flood would hold the message back for ever: until
+    /// the send buffer has run empty once, and the message gone out behind it, no datagram finds room.
+    pub fn control_pending(&self) {
+        self.control_pending.store(true, Ordering::Relaxed);
+    }
+
+    /// Fits the send buffer to the limits in force and to what the path carries.
     pub fn size_send_buffer(&self) {
-        self.send_buffer_bytes.store(send_buffer_bytes(&self.meter.limits()), Ordering::Relaxed);
+        self.fit_send_buffer(&self.connection.stats().path);
+    }
+
+    fn fit_send_buffer(&self, path: &PathStats) {
+        let bytes = send_buffer_bytes(&self.meter.limits(), path.cwnd, path.rtt);
+        self.send_buffer_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// The largest datagram that can be delivered to the other side now; without a peer, what this leg itself
@@ -230,9 +261,12 @@ impl Leg {
     /// Looks at what quinn has no events for. Called every few hundred milliseconds.
     pub fn observe(&self, mono: Duration, metrics: &Metrics) -> Observed {
         self.announce_path();
-        let stats = self.connection.stats();
+        // Read before the statistics: what is handed over in between is then seen as sent, not as lost.
+        let handed = self.datagrams.handed.load(Ordering::Acquire);
         let address = self.connection.remote_address();
-        let all_sent = self.connection.datagram_send_buffer_space() == DATAGRAM_SEND_BUFFER_BYTES;
+        let all_sent = self.waiting_bytes() == 0;
+        let stats = self.connection.stats();
+        self.fit_send_buffer(&stats.path);
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
 
         if stats.udp_rx.datagrams != watched.received_packets {
@@ -245,7 +279,7 @@ impl Leg {
             watched.receive_overflow = watched.receive_overflow.max(lost);
         }
         if all_sent {
-            let lost = self.datagrams.handed.load(Ordering::Relaxed).saturating_sub(stats.frame_tx.datagram);
+            let lost = handed.saturating_sub(stats.frame_tx.datagram);
             metrics.dropped(DropReason::PathShrank, lost.saturating_sub(watched.path_shrank));
             watched.path_shrank = watched.path_shrank.max(lost);
         }
@@ -255,13 +289,15 @@ impl Leg {
     }
 }
 
-/// How many bytes of datagrams may wait for a leg under these limits.
-fn send_buffer_bytes(limits: &Limits) -> usize {
-    limits
-        .rate_bytes_per_sec
-        .and_then(|rate| usize::try_from(u128::from(rate) * SEND_BUFFER_TIME.as_millis() / 1000).ok())
-        .unwrap_or(SEND_BUFFER_MAX_BYTES)
-        .clamp(SEND_BUFFER_MIN_BYTES, SEND_BUFFER_MAX_BYTES)
+/// How many bytes of datagrams may wait for a leg: what the allocation's rate, or the path if that is slower,
+/// carries in [`SEND_BUFFER_TIME`].
+fn send_buffer_bytes(limits: &Limits, congestion_window_bytes: u64, rtt: Duration) -> usize {
+    let within = |bytes: u64, time: Duration| {
+        let bytes = u128::from(bytes) * SEND_BUFFER_TIME.as_nanos() / time.as_nanos().max(1);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    };
+    let by_rate = limits.rate_bytes_per_sec.map_or(usize::MAX, |rate| within(rate, Duration::from_secs(1)));
+    by_rate.min(within(congestion_window_bytes, rtt)).clamp(SEND_BUFFER_MIN_BYTES, SEND_BUFFER_MAX_BYTES)
 }
 
 #[cfg(test)]
@@ -271,9 +307,15 @@ mod tests {
     #[test]
     fn the_send_buffer_holds_a_tenth_of_a_second_within_its_bounds() {
         let limits = |rate| Limits { rate_bytes_per_sec: rate, ..Limits::default() };
-        assert_eq!(send_buffer_bytes(&limits(Some(1_250_000))), 125_000);
-        assert_eq!(send_buffer_bytes(&limits(Some(1))), SEND_BUFFER_MIN_BYTES);
-        assert_eq!(send_buffer_bytes(&limits(Some(u64::MAX))), SEND_BUFFER_MAX_BYTES);
-        assert_eq!(send_buffer_bytes(&limits(None)), SEND_BUFFER_MAX_BYTES);
+        let near = |rate| send_buffer_bytes(&limits(rate), 1 << 20, Duration::from_micros(200));
+        assert_eq!(near(Some(1_250_000)), 125_000);
+        assert_eq!(near(Some(1)), SEND_BUFFER_MIN_BYTES);
+        assert_eq!(near(Some(u64::MAX)), SEND_BUFFER_MAX_BYTES);
+        assert_eq!(near(None), SEND_BUFFER_MAX_BYTES);
+        // A path that carries 2 MB/s holds no more than 200 kB, whatever the rate allows.
+        let far = |rate| send_buffer_bytes(&limits(rate), 100_000, Duration::from_millis(50));
+        assert_eq!(far(None), 200_000);
+        assert_eq!(far(Some(1_250_000)), 125_000);
+        assert_eq!(send_buffer_bytes(&limits(None), 0, Duration::ZERO), SEND_BUFFER_MIN_BYTES);
     }
 }

@@ -9,7 +9,7 @@
 //!  hub.rs: the table behind one mutex, taken when connections come and go, never per packet
 //! ```
 //!
-//! A [`Leg`](leg::Leg) is a connection that has been accepted into an allocation. When the table pairs two legs,
+//! A leg is a connection that has been accepted into an allocation. When the table pairs two legs,
 //! each holds the other by `Arc`, and the allocation's meter; from then on forwarding a datagram looks nothing
 //! up and locks nothing that another allocation uses.
 

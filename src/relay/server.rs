@@ -45,6 +45,9 @@ pub struct RelayConfig {
     pub admission: Admission,
     /// How many, for how long.
     pub rules: Rules,
+    /// Connections that may be without an accepted token at once. Each costs some 30 KiB and a handshake;
+    /// beyond, attempts are refused before a certificate is signed.
+    pub max_unauthenticated: usize,
     /// How often a silent path is kept open; `None` for never.
     pub keepalive: Option<Duration>,
 }
@@ -102,6 +105,7 @@ impl RelayServer {
             listen_port: local_addr.port(),
             keepalive: config.keepalive,
             idle_timeout: config.rules.idle_timeout,
+            max_unauthenticated: config.max_unauthenticated,
             spki_sha256: spki.0,
         };
         let hub = Arc::new(Hub::new(clock, metrics, config.relay_id, config.admission, config.rules));

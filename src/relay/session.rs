@@ -58,6 +58,8 @@ pub(super) struct Terms {
     pub listen_port: u16,
     pub keepalive: Option<Duration>,
     pub idle_timeout: Duration,
+    /// Connections of one shard that may be without an accepted token at once.
+    pub max_unauthenticated: usize,
     /// SHA-256 of the leaf's SubjectPublicKeyInfo.
     pub spki_sha256: [u8; 32],
 }
@@ -124,7 +126,10 @@ pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Inc
         Err(None) => return,
     };
     drop(unauthenticated);
+    guard.joined = true;
     let Some((send, reader)) = control else { return };
+    // Before what is relayed. An error would say that the stream is closed; the first write says it too.
+    let _ = send.set_priority(1);
     tls::open_up(&connection);
     let early_datagrams = guard.early_datagrams;
     admitted.leg.datagrams.read.fetch_add(early_datagrams, std::sync::atomic::Ordering::Relaxed);
@@ -139,6 +144,8 @@ struct Guard {
     connection: quinn::Connection,
     /// The code that this side closed with.
     code: Option<CloseCode>,
+    /// Whether it was let into an allocation.
+    joined: bool,
     early_datagrams: u64,
 }
 
@@ -146,7 +153,7 @@ impl Guard {
     fn new(hub: Arc<Hub>, id: ConnId, connection: quinn::Connection) -> Self {
         hub.metrics.connections_opened.inc();
         hub.metrics.connections.inc();
-        Self { hub, id, connection, code: None, early_datagrams: 0 }
+        Self { hub, id, connection, code: None, joined: false, early_datagrams: 0 }
     }
 }
 
@@ -163,7 +170,12 @@ impl Drop for Guard {
         self.connection.close(number(code), b"");
         self.hub.leave(self.id);
         self.hub.metrics.connection_closed(code);
-        tracing::info!(connection = self.id.0, code = code.name(), "connection ended");
+        // What was never let in is an attacker's to repeat; it does not fill the log.
+        if self.joined {
+            tracing::info!(connection = self.id.0, code = code.name(), "connection ended");
+        } else {
+            tracing::debug!(connection = self.id.0, code = code.name(), "connection ended");
+        }
     }
 }
 
@@ -364,6 +376,7 @@ impl Session {
                     let outbox = leg.take_outbox();
                     if let Some(Close { code, message }) = outbox.close {
                         children.abort_all();
+                        leg.control_pending();
                         let closing = RelayMessage::Closing(Closing {
                             code: u32::from(code.number()),
                             message: message.to_string(),
@@ -396,6 +409,7 @@ impl Session {
                         Err(None) => return None,
                         Err(Some(rejection)) => {
                             children.abort_all();
+                            leg.control_pending();
                             let code = rejection.code;
                             self.hub.metrics.refused(code);
                             refuse(&leg.connection, Some(&mut self.send), rejection).await;
@@ -514,6 +528,7 @@ impl Session {
     /// The code, when the client leaves its control stream unread and the connection was closed for that;
     /// `None` when the connection is gone.
     async fn say(&mut self, message: &RelayMessage) -> Result<(), Option<CloseCode>> {
+        self.admitted.leg.control_pending();
         match timeout(CONTROL_WRITE_TIMEOUT, self.send.write_all(&message.to_frame())).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(None),

@@ -25,9 +25,6 @@ use super::{
 };
 use crate::wire::CloseCode;
 
-/// Connections that may be without an accepted token at once, on each shard. Each costs some 30 KiB and at
-/// most a handshake; beyond, attempts are refused before a certificate is signed.
-pub(super) const MAX_UNAUTHENTICATED: usize = 2048;
 /// How often to look for what quinn has no events for: migration, path limits, silence.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -43,21 +40,11 @@ impl Shard {
         Self { terms, unauthenticated: Arc::default(), legs: Mutex::default() }
     }
 
-    #[cfg(test)]
-    pub fn for_tests() -> Self {
-        Self::new(Terms {
-            public_addr: None,
-            listen_port: 0,
-            keepalive: None,
-            idle_timeout: Duration::ZERO,
-            spki_sha256: [0; 32],
-        })
-    }
-
     /// A place among the connections without a token; `None` when all are taken.
     pub fn unauthenticated(&self) -> Option<Unauthenticated> {
         let place = Unauthenticated(self.unauthenticated.clone());
-        (self.unauthenticated.fetch_add(1, Ordering::Relaxed) < MAX_UNAUTHENTICATED).then_some(place)
+        let taken = self.unauthenticated.fetch_add(1, Ordering::Relaxed);
+        (taken < self.terms.max_unauthenticated).then_some(place)
     }
 
     /// Has the sweep look at this leg for as long as the answer lives.

@@ -122,12 +122,7 @@ async fn datagrams_before_a_token_are_dropped_and_counted() {
     for _ in 0..100 {
         raw.connection.send_datagram(Bytes::from_static(&[1; 1000])).unwrap();
     }
-    soon(async {
-        while harness.metric("zrc_relay_dropped_datagrams_total{reason=\"unauthenticated\"}") < 90 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    harness.metric_reaches("zrc_relay_dropped_datagrams_total{reason=\"unauthenticated\"}", 90).await;
     // They do not stand in the way of a Hello, nor are they counted again as lost.
     let pair = harness.pair();
     let _device = raw.join(&pair, Role::Device).await.unwrap();
@@ -172,13 +167,63 @@ async fn a_flood_of_control_messages_is_slowed() {
 
 #[tokio::test]
 async fn too_many_without_a_token_are_refused_before_a_handshake() {
-    let shard = crate::relay::shard::Shard::for_tests();
-    let held: Vec<_> =
-        (0..crate::relay::shard::MAX_UNAUTHENTICATED).map(|_| shard.unauthenticated().unwrap()).collect();
-    assert!(shard.unauthenticated().is_none());
-    assert!(shard.unauthenticated().is_none(), "a refusal takes no place");
-    drop(held);
-    assert!(shard.unauthenticated().is_some());
+    let harness = Harness::with(|config| config.max_unauthenticated = 2);
+    let pair = harness.pair();
+    // Those who have been let in take no place.
+    let _pair = harness.joined_pair(&pair).await;
+    let first = harness.connect().await;
+    let _second = harness.connect().await;
+    let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connecting = endpoint.connect_with(harness.client_config(), harness.addr(), "localhost").unwrap();
+    match soon(connecting).await {
+        Err(ConnectionError::ConnectionClosed(close)) => {
+            assert_eq!(close.error_code, quinn::TransportErrorCode::CONNECTION_REFUSED);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(harness.metric("zrc_relay_handshakes_refused_total"), 1);
+    first.connection.close(VarInt::from_u32(0), b"");
+    harness.metric_becomes("zrc_relay_connections", 3).await;
+    harness.join(&pair, Role::Device).await;
+}
+
+/// More datagrams than the receiver's path carries: its send buffer is never empty by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_messages_get_through_a_flood_of_datagrams() {
+    let harness = Harness::start();
+    let pair = harness.pair();
+    let mut device = harness.join(&pair, Role::Device).await;
+    let far = harness.connect_far(Duration::from_millis(25)).await;
+    let mut peer = far.join(&pair, Role::Peer).await.unwrap();
+    // As large as the path takes, once that is known: a packet with one of them has no room for anything else.
+    let largest = device
+        .until(|m| match m {
+            RelayMessage::PathLimit(limit) if limit.max_datagram_bytes > 1390 => {
+                Some(limit.max_datagram_bytes)
+            }
+            _ => None,
+        })
+        .await;
+    let flooding = device.connection().clone();
+    let flood = tokio::spawn(async move {
+        let payload = Bytes::from(vec![3; largest as usize]);
+        while flooding.send_datagram_wait(payload.clone()).await.is_ok() {}
+    });
+    let draining = peer.connection().clone();
+    let drain = tokio::spawn(async move { while draining.read_datagram().await.is_ok() {} });
+    harness.metric_reaches("zrc_relay_dropped_datagrams_total{reason=\"buffer_full\"}", 1000).await;
+    for n in 0..3 {
+        let started = harness.clock.mono();
+        peer.control.say(&ClientMessage::Ping(n)).await;
+        let pong =
+            peer.until(|m| if let RelayMessage::Pong(pong) = m { Some(pong.value) } else { None }).await;
+        assert_eq!(pong, n);
+        let took = harness.clock.mono() - started;
+        assert!(took < Duration::from_secs(1), "a Pong took {took:?}");
+    }
+    device.connection().close(VarInt::from_u32(0), b"");
+    soon(flood).await.unwrap();
+    drain.abort();
 }
 
 #[tokio::test]

@@ -81,6 +81,7 @@ impl Harness {
                 max_token_lifetime: Duration::from_secs(24 * 3600),
             },
             rules: rules(),
+            max_unauthenticated: 100,
             keepalive: Some(Duration::from_secs(15)),
         };
         change(&mut config);
@@ -137,7 +138,16 @@ impl Harness {
         self.connect_with(|_| {}).await
     }
 
+    /// A connection over a path with this delay in each direction.
+    pub async fn connect_far(&self, delay: Duration) -> Raw {
+        self.connect_to(far_away(self.addr(), delay).await, |_| {}).await
+    }
+
     pub async fn connect_with(&self, change: impl FnOnce(&mut quinn::TransportConfig)) -> Raw {
+        self.connect_to(self.addr(), change).await
+    }
+
+    async fn connect_to(&self, addr: SocketAddr, change: impl FnOnce(&mut quinn::TransportConfig)) -> Raw {
         let local: SocketAddr =
             if self.addr().is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }.parse().unwrap();
         let mut config = self.client_config();
@@ -145,7 +155,7 @@ impl Harness {
         change(&mut transport);
         config.transport_config(Arc::new(transport));
         let endpoint = Endpoint::client(local).unwrap();
-        let connecting = endpoint.connect_with(config, self.addr(), "localhost").unwrap();
+        let connecting = endpoint.connect_with(config, addr, "localhost").unwrap();
         Raw { endpoint, connection: soon(connecting).await.unwrap() }
     }
 
@@ -174,6 +184,16 @@ impl Harness {
             .unwrap()
     }
 
+    /// Waits until a series has at least this value.
+    pub async fn metric_reaches(&self, series: &str, value: u64) {
+        soon(async {
+            while self.metric(series) < value {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
     /// Waits until a series has this value.
     pub async fn metric_becomes(&self, series: &str, value: u64) {
         soon(async {
@@ -183,6 +203,41 @@ impl Harness {
         })
         .await;
     }
+}
+
+/// An address whose packets reach `relay` after `delay`, and the answers come back after `delay`: for one client,
+/// until the test's runtime ends.
+async fn far_away(relay: SocketAddr, delay: Duration) -> SocketAddr {
+    let near = Arc::new(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let far = Arc::new(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    far.connect(relay).await.unwrap();
+    let addr = near.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut from_client, mut from_relay) = ([0; 2000], [0; 2000]);
+        let mut client = None;
+        loop {
+            tokio::select! {
+                Ok((len, from)) = near.recv_from(&mut from_client) => {
+                    client = Some(from);
+                    let (packet, far) = (from_client[..len].to_vec(), far.clone());
+                    tokio::spawn(async move {
+                        tokio::time::sleep(delay).await;
+                        let _ = far.send(&packet).await;
+                    });
+                }
+                Ok(len) = far.recv(&mut from_relay) => {
+                    let (packet, near) = (from_relay[..len].to_vec(), near.clone());
+                    tokio::spawn(async move {
+                        tokio::time::sleep(delay).await;
+                        if let Some(client) = client {
+                            let _ = near.send_to(&packet, client).await;
+                        }
+                    });
+                }
+            }
+        }
+    });
+    addr
 }
 
 #[derive(Clone)]
