@@ -68,6 +68,7 @@ impl Running {
                     max_token_lifetime: wanted.max_token_lifetime,
                 },
                 rules: wanted.rules,
+                max_unauthenticated: wanted.max_unauthenticated,
                 keepalive: Some(wanted.keepalive),
             },
             clock,

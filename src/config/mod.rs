@@ -44,6 +44,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 
+const DEFAULT_MAX_UNAUTHENTICATED: usize = 2048;
 const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(15);
 const DEFAULT_RULES: Rules = Rules {
     max_allocations: 1000,
@@ -86,6 +87,8 @@ pub struct Relay {
     pub tier: Tier,
     /// How far ahead a token may expire.
     pub max_token_lifetime: Duration,
+    /// Connections at once that have shown no valid token yet.
+    pub max_unauthenticated: usize,
     /// QUIC keep-alive; holds the NAT bindings of quiet clients.
     pub keepalive: Duration,
     /// Whether a device that is not pinned may use its id as its key.
@@ -219,6 +222,7 @@ impl Config {
                 rules: Rules { max_allocations: 10_000, max_ledger: 1_000_000, ..DEFAULT_RULES },
                 tier: Tier::default(),
                 max_token_lifetime: DAY,
+                max_unauthenticated: DEFAULT_MAX_UNAUTHENTICATED,
                 keepalive: DEFAULT_KEEPALIVE,
                 self_certified: true,
                 devices: Vec::new(),
@@ -327,6 +331,9 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
     let connections_per_role = relay
         .read("connections_per_role", "4", read::number(1..=64))
         .unwrap_or(DEFAULT_RULES.connections_per_role);
+    let max_unauthenticated = relay
+        .read("max_unauthenticated", "2048", read::number(1..=1_000_000))
+        .unwrap_or(DEFAULT_MAX_UNAUTHENTICATED);
     let max_ledger = relay
         .read("max_ledger", "100_000", read::number(1..=100_000_000))
         .unwrap_or(DEFAULT_RULES.max_ledger);
@@ -376,6 +383,7 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
             allocations_per_device: (allocations_per_device != 0).then_some(allocations_per_device),
         },
         max_token_lifetime,
+        max_unauthenticated,
         keepalive,
         self_certified: self_certified.unwrap_or(false),
         devices,
@@ -650,6 +658,7 @@ mod tests {
             ("max_allocations", &["1", "1000000"][..], &["0", "-1", "1000001", "\"1\"", "1.5"][..]),
             ("max_allocations_per_device", &["0", "4294967295"], &["-1", "4294967296"]),
             ("connections_per_role", &["1", "64"], &["0", "65"]),
+            ("max_unauthenticated", &["1", "1000000"], &["0", "1000001"]),
             ("default_bandwidth_limit", &["0", "1", "9223372036854775807"], &["-1", "\"10M\""]),
             (
                 "max_token_lifetime",
