@@ -96,4 +96,15 @@ impl Ledger {
     pub(super) fn next_forget_unix(&self) -> Option<u64> {
         self.expiries.first().map(|(until_unix, _)| *until_unix)
     }
+
+    /// That exactly those that are over wait to be forgotten; answers how many are live.
+    #[cfg(test)]
+    pub(super) fn assert_consistent(&self) -> usize {
+        let over = self.entries.iter().filter_map(|(identity, entry)| match entry {
+            Entry::Over { until_unix, .. } => Some((*until_unix, identity.clone())),
+            Entry::Live(_) => None,
+        });
+        assert_eq!(self.expiries, over.collect());
+        self.entries.len() - self.expiries.len()
+    }
 }

@@ -15,6 +15,8 @@ mod allocation;
 mod bucket;
 mod ledger;
 pub mod meter;
+#[cfg(test)]
+mod simulation;
 #[allow(clippy::module_inception, reason = "the type's own file, as its siblings have theirs")]
 mod table;
 #[cfg(test)]

@@ -113,7 +113,7 @@ impl Table {
         if has_passed(claims.expires_at_unix, now) {
             return Err(Refusal::Expired);
         }
-        self.ledger.keep_until(&claims.identity, claims.expires_at_unix);
+        self.note(claims);
         let (key, created) = match self.ledger.get(&claims.identity) {
             Some(Entry::Live(key)) => (*key, false),
             Some(Entry::Over { past: Past::Final(code), .. }) => return Err(Refusal::Ended(*code)),
@@ -136,7 +136,6 @@ impl Table {
         self.connections.insert(conn, (key, role));
         let other = allocation.sides.newest(role.other());
         if !created {
-            allocation.latest_expires_at_unix = allocation.latest_expires_at_unix.max(claims.expires_at_unix);
             let excess = allocation.sides.arrive(role, conn, self.rules.connections_per_role);
             if other.is_some() {
                 effects.push(Effect::Link { conn, to: other });
@@ -190,12 +189,12 @@ impl Table {
     ) -> Result<(), Refusal> {
         self.advance(now, effects);
         let (key, _) = *self.connections.get(&conn).ok_or(Refusal::Gone)?;
-        let allocation = self.allocations.get_mut(&key).ok_or(Refusal::Gone)?;
         if has_passed(claims.expires_at_unix, now) {
             return Err(Refusal::Expired);
         }
+        self.note(claims);
+        let allocation = self.allocations.get_mut(&key).ok_or(Refusal::Gone)?;
         if *allocation.identity != claims.identity {
-            self.ledger.keep_until(&claims.identity, claims.expires_at_unix);
             return Err(Refusal::OtherAllocation);
         }
         if allocation.token_hash == claims.token_hash {
@@ -207,7 +206,6 @@ impl Table {
         }
         allocation.meter.set_limits(Limits::granted(claims, tier));
         allocation.token_hash = claims.token_hash;
-        allocation.latest_expires_at_unix = allocation.latest_expires_at_unix.max(claims.expires_at_unix);
         self.expiries.remove(&(allocation.expires_at_unix, key));
         allocation.expires_at_unix = claims.expires_at_unix;
         self.expiries.insert((allocation.expires_at_unix, key));
@@ -331,6 +329,21 @@ impl Table {
         self.advance(now, effects);
     }
 
+    /// A valid token was seen: what its identity has used or how it ended is not forgotten while that token
+    /// lives. What was never live is not remembered for having been seen.
+    fn note(&mut self, claims: &Claims) {
+        match self.ledger.get(&claims.identity) {
+            Some(Entry::Live(key)) => {
+                if let Some(allocation) = self.allocations.get_mut(key) {
+                    let latest = &mut allocation.latest_expires_at_unix;
+                    *latest = claims.expires_at_unix.max(*latest);
+                }
+            }
+            Some(Entry::Over { .. }) => self.ledger.keep_until(&claims.identity, claims.expires_at_unix),
+            None => {}
+        }
+    }
+
     fn check_room(&self, identity: &Identity, tier: &Tier) -> Result<(), Refusal> {
         if self.allocations.len() >= self.rules.max_allocations {
             return Err(Refusal::AllocationsFull);
@@ -422,6 +435,31 @@ impl Table {
             lifetime: now.mono.saturating_sub(allocation.created.mono),
             bytes_used,
         }));
+    }
+
+    /// That the indexes say nothing but what the allocations say.
+    #[cfg(test)]
+    pub(super) fn assert_consistent(&self) {
+        assert_eq!(self.due, self.allocations.iter().map(|(key, it)| (it.due, *key)).collect());
+        assert_eq!(
+            self.expiries,
+            self.allocations.iter().map(|(key, it)| (it.expires_at_unix, *key)).collect()
+        );
+        assert_eq!(self.handles, self.allocations.iter().map(|(key, it)| (it.handle, *key)).collect());
+        let mut per_device: HashMap<(Signer, DeviceId), u32> = HashMap::new();
+        let mut connections = HashMap::new();
+        for (key, allocation) in &self.allocations {
+            *per_device.entry(device_of(&allocation.identity)).or_default() += 1;
+            assert!(matches!(self.ledger.get(&allocation.identity), Some(Entry::Live(live)) if live == key));
+            assert_eq!(allocation.due, allocation.next_end(&self.rules).0);
+            assert!(allocation.latest_expires_at_unix >= allocation.expires_at_unix);
+            for role in Role::BOTH {
+                connections.extend(allocation.sides.connections(role).map(|conn| (conn, (*key, role))));
+            }
+        }
+        assert_eq!(self.per_device, per_device);
+        assert_eq!(self.connections, connections);
+        assert_eq!(self.ledger.assert_consistent(), self.allocations.len());
     }
 
     fn key_of(&self, handle: Handle) -> Option<Key> {
