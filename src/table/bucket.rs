@@ -96,8 +96,8 @@ impl Bucket {
         }
     }
 
-    /// Changes the rate. What has been taken stays taken: its cost is restated at the new rate as of
-    /// `at_nanos`, up to an empty bucket.
+    /// Changes the rate. The bucket holds afterwards what it held before, as of `at_nanos`, and no more than
+    /// the new burst: otherwise one could earn by changing the rate to and fro. Out of no limit it comes full.
     pub(super) fn set_rate(&self, at_nanos: u64, rate_per_sec: Option<u64>) {
         let old = self.flow();
         self.rate_per_sec.store(rate_per_sec.unwrap_or(UNLIMITED), Relaxed);
@@ -105,8 +105,8 @@ impl Bucket {
         let restate = |full_at_nanos: u64| match (&old, &new) {
             (Some(old), Some(new)) if old.rate_per_sec == new.rate_per_sec => full_at_nanos,
             (Some(old), Some(new)) => {
-                let taken = old.units_in(full_at_nanos.saturating_sub(at_nanos));
-                at_nanos.saturating_add(new.cost_nanos(taken).min(new.burst_nanos))
+                let missing = new.burst.saturating_sub(old.held(at_nanos, full_at_nanos));
+                at_nanos.saturating_add(new.cost_nanos(missing))
             }
             _ => 0,
         };

@@ -16,6 +16,8 @@ mod bucket;
 mod ledger;
 pub mod meter;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod simulation;
 #[allow(clippy::module_inception, reason = "the type's own file, as its siblings have theirs")]
 mod table;
