@@ -38,6 +38,10 @@ class Relay:
         said = json.loads(Path(path).read_text())
         return cls(said["addr"], said["port"], said["server_name"], said["spki"], bytes.fromhex(said["relay_id"]))
 
+    def sockaddr(self):
+        """As the system writes it, so that answers are known to come from there."""
+        return (self.addr, self.port, 0, 0) if ":" in self.addr else (self.addr, self.port)
+
     def spki_sha256(self):
         kind, _, encoded = self.spki.partition("/")
         assert kind == "sha256", self.spki
@@ -252,14 +256,19 @@ class Leg(QuicConnectionProtocol):
         return self.leaf_spki_sha256()
 
     def stop_reading(self):
-        """From now on grants the relay no more room to send: what a program that never reads does."""
+        """From now on grants the relay no more room to send: what a program that does not read does."""
         self.quic._write_connection_limits = lambda *args, **kwargs: None
         self.quic._write_stream_limits = lambda *args, **kwargs: None
+
+    def read_on(self):
+        """Undoes `stop_reading`."""
+        del self.quic._write_connection_limits, self.quic._write_stream_limits
+        self.transmit()
 
     async def move(self):
         """Goes on from another local port, as after a new NAT binding. Returns the new port."""
         old = self._transport
-        await udp_endpoint(lambda: self)
+        await udp_endpoint(self.relay, lambda: self)
         old.abort()
         self.transmit()
         return self._transport.get_extra_info("sockname")[1]
@@ -274,9 +283,11 @@ class Leg(QuicConnectionProtocol):
         self._transport.abort()
 
 
-async def udp_endpoint(protocol):
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind(("127.0.0.1", 0))
+async def udp_endpoint(relay, protocol):
+    """A socket of its own, on a free port of this machine's loopback address."""
+    v6 = ":" in relay.addr
+    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("::1" if v6 else "127.0.0.1", 0))
     return await asyncio.get_running_loop().create_datagram_endpoint(protocol, sock=sock)
 
 
@@ -295,9 +306,9 @@ async def connect(relay, allocation_id=None, alpn=ALPN, **options):
     quic = QuicConnection(configuration=configuration)
     if allocation_id is not None:
         steer(quic, allocation_id)
-    _, leg = await udp_endpoint(lambda: Leg(quic, relay))
+    _, leg = await udp_endpoint(relay, lambda: Leg(quic, relay))
     try:
-        leg.connect((relay.addr, relay.port))
+        leg.connect(relay.sockaddr())
         await leg.until(lambda: leg.connected)
         if leg.leaf_spki_sha256() != relay.spki_sha256():
             raise WrongPin(relay.spki)

@@ -187,6 +187,16 @@ async def test_floods_pings_and_reads_no_answer(relay, process, grant):
     assert peak - before < 32 * MIB
 
 
+async def test_leaves_its_control_stream_unread(relay, grant):
+    """Pongs fill the little room that it gave; then the relay has waited long enough."""
+    async with neighbour(relay), connect(relay, max_stream_data=1024) as leg:
+        await leg.join(grant, DEVICE)
+        leg.stop_reading()
+        for _ in range(60):
+            leg.say("ping", value=2**64 - 1)
+        await ends_with(leg, "PROTOCOL_ERROR", within_s=20, said=False)
+
+
 async def test_vanishes_without_a_word(relay, grant):
     """Crashed: nothing arrives any more. The other side and everybody else goes on."""
     async with neighbour(relay), joined(relay, grant, PEER) as peer:

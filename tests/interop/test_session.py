@@ -22,7 +22,7 @@ async def test_allocated_says_what_was_granted(relay, grant):
         assert said.allocation_id == grant.allocation_id
         assert (said.relay_addr, said.relay_port) == (relay.addr, relay.port)
         assert said.expires_at == grant.expires_at
-        ip, port = device._transport.get_extra_info("sockname")
+        ip, port = device._transport.get_extra_info("sockname")[:2]
         assert said.observed_addr == f"{ip}:{port}"
         assert said.peer_present is False
         assert said.bytes_used == 0
@@ -135,6 +135,48 @@ async def test_streams_keep_their_order_within_a_kind(relay, grant):
             of_kind = sorted((s for s in arrived if s.id & 2 == kind), key=lambda s: s.id)
             numbers = [(await s.read_all())[0] for s in of_kind]
             assert numbers == sorted(numbers) and len(numbers) == 15
+
+
+@pytest.mark.parametrize("unidirectional", [False, True], ids=["bidi", "uni"])
+async def test_more_streams_than_may_be_open_at_once(relay, grant, unidirectional):
+    """The relay gives room for a new stream when an old one is done."""
+    async with pair(relay, grant) as (device, peer):
+        for i in range(150):
+            device.open(unidirectional).send(i.to_bytes(2, "big"), fin=True)
+        numbers = set()
+        for _ in range(150):
+            stream = await peer.accept()
+            numbers.add(int.from_bytes(await stream.read_all(), "big"))
+            if not unidirectional:
+                stream.send(b"", fin=True)
+        assert numbers == set(range(150))
+
+
+async def test_a_slow_reader_gets_everything_in_the_end(relay, grant):
+    # Room for the control stream beside what is left unread, as every client should have.
+    async with pair(relay, grant, max_data=2 * MIB) as (device, peer):
+        peer.stop_reading()
+        payload = os.urandom(6 * MIB)
+        device.open(unidirectional=True).send(payload, fin=True)
+        heard = await peer.accept()
+        await heard.until(lambda s: len(s.received) >= MIB)
+        assert not heard.finished
+        peer.read_on()
+        assert hashlib.sha256(await heard.read_all()).digest() == hashlib.sha256(payload).digest()
+
+
+async def test_equal_allocation_ids_of_other_pairs_are_other_allocations(relay, grant):
+    other = Grant(relay.relay_id, allocation_id=grant.allocation_id)
+    async with pair(relay, grant) as (device, peer), pair(relay, other) as (other_device, other_peer):
+        device.send_datagram(b"one")
+        other_device.send_datagram(b"two")
+        assert (await peer.datagram(), await other_peer.datagram()) == (b"one", b"two")
+        device.say("release")
+        await ends_with(device, "RELEASED")
+        await ends_with(peer, "RELEASED")
+        other_peer.send_datagram(b"three")
+        assert await other_device.datagram() == b"three"
+        assert peer.datagrams.empty() and other_peer.datagrams.empty()
 
 
 @pytest.mark.parametrize("opener", [DEVICE, PEER])
@@ -274,8 +316,8 @@ async def test_no_early_data_and_no_greasing(relay):
     parameters = []
     parse = quic._parse_transport_parameters
     quic._parse_transport_parameters = lambda data, **kw: (parameters.append(bytes(data)), parse(data, **kw))[1]
-    _, leg = await udp_endpoint(lambda: Leg(quic, relay))
-    leg.connect((relay.addr, relay.port))
+    _, leg = await udp_endpoint(relay, lambda: Leg(quic, relay))
+    leg.connect(relay.sockaddr())
     await leg.until(lambda: leg.connected)
     await leg.ping()
     leg.close(0)

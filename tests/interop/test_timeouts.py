@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import socket
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -144,6 +146,34 @@ async def test_the_longest_token(configured):
     async with connect(relay) as leg:
         async with refused("TOKEN_INVALID"):
             await leg.join(Grant(relay.relay_id, expires_at=int(time.time()) + 70), DEVICE)
+
+
+def has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_ipv6_and_ipv4_on_one_socket(configured):
+    """A device over IPv6 and a peer over IPv4 meet; each is told its own address in its own family."""
+    text = OPEN.replace('[relay]\nlisten_addr = "127.0.0.1"', '[relay]\nlisten_addr = "::"')
+    relay = configured(text).relay
+    v6, v4 = replace(relay, addr="::1"), replace(relay, addr="127.0.0.1")
+    grant = Grant(relay.relay_id)
+    async with joined(v6, grant, DEVICE) as device, joined(v4, grant, PEER) as peer:
+        await device.expect_peer()
+        assert device.allocated.relay_addr == "::1" and peer.allocated.relay_addr == "127.0.0.1"
+        port_of = {leg: leg._transport.get_extra_info("sockname")[1] for leg in (device, peer)}
+        assert device.allocated.observed_addr == f"[::1]:{port_of[device]}"
+        assert peer.allocated.observed_addr == f"127.0.0.1:{port_of[peer]}"
+        device.send_datagram(b"six to four")
+        assert await peer.datagram() == b"six to four"
+        peer.send_datagram(b"four to six")
+        assert await device.datagram() == b"four to six"
 
 
 async def test_sigterm_tells_everybody(configured):
