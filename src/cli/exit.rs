@@ -2,8 +2,8 @@
 
 use std::{fmt::Display, process::ExitCode};
 
-/// What the exit code means. The numbers above 2 are those of `sysexits.h`; [`super::EXIT_CODES`] is the table
-/// that people see.
+/// What the exit code means. The numbers above 2 are those of `sysexits.h`; [`cli`](super) has the table that
+/// people see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
