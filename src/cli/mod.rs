@@ -23,6 +23,9 @@ mod http;
 mod keygen;
 mod logging;
 pub mod out;
+mod pair;
+mod probe;
+mod quickstart;
 mod relay_arg;
 mod running;
 mod serve;
@@ -69,10 +72,12 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Quickstart(quickstart::Quickstart),
     Keygen(keygen::Keygen),
     #[command(subcommand)]
     Token(Box<token::Token>),
     Serve(serve::Serve),
+    Probe(Box<probe::Probe>),
 }
 
 /// Reads the command line, does what it says, and answers with the exit code.
@@ -96,6 +101,8 @@ fn run(log: &logging::LogArgs, command: Command) -> Result<Exit, Failure> {
         Command::Keygen(keygen) => keygen.run(),
         Command::Token(token) => block_on(1, token.run()),
         Command::Serve(serve) => block_on(1, serve.run()),
+        Command::Quickstart(quickstart) => block_on(2, quickstart.run()),
+        Command::Probe(probe) => block_on(1, probe.run()),
     }
 }
 

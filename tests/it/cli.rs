@@ -16,9 +16,9 @@ const RELAY: [&str; 4] = ["--relay", "127.0.0.1:4433", "--relay-id", RELAY_ID];
 /// What a command did.
 #[derive(Debug)]
 pub(crate) struct Ran {
-    exit: i32,
-    stdout: String,
-    stderr: String,
+    pub(crate) exit: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl From<Output> for Ran {
@@ -45,12 +45,12 @@ pub(crate) fn run<S: AsRef<str>>(args: &[S]) -> Ran {
 /// Two keys in a folder, and their ids.
 pub(crate) struct Keys {
     folder: TempDir,
-    device: String,
+    pub(crate) device: String,
     peer: String,
 }
 
 impl Keys {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let keygen = |name: &str| {
             let ran = run(&["keygen", "--out", folder.path().join(name).to_str().unwrap()]);
@@ -61,7 +61,7 @@ impl Keys {
         Self { folder, device, peer }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 

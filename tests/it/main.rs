@@ -11,4 +11,5 @@
 
 mod architecture;
 mod cli;
+mod cli_clients;
 mod cli_serve;

@@ -1,0 +1,132 @@
+//! What `probe`, `quickstart` and `bench` have in common: tokens minted on the spot, both sides of an allocation,
+//! and what is said when a relay does not want them.
+
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+
+use super::{Exit, Failure, OrFail as _};
+use crate::{
+    client::{ConnectError, Relay, Ticket},
+    clock::Clock,
+    wire::{AllocationId, DeviceId, PeerId, RelayId, Role, SignedToken, TokenFields},
+};
+
+/// What a token asks for. 0 is the tier's default.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ask {
+    pub(super) ttl: Duration,
+    pub(super) bandwidth_bytes_per_sec: u32,
+    pub(super) quota_bytes: u64,
+}
+
+/// The keys of both sides.
+pub(super) struct PairKeys {
+    pub(super) device: SigningKey,
+    pub(super) peer: SigningKey,
+    /// What the relay calls the device, when that is not its key.
+    pub(super) device_id: DeviceId,
+}
+
+impl PairKeys {
+    pub(super) fn new(device: SigningKey, peer: SigningKey) -> Self {
+        Self { device_id: DeviceId(*device.verifying_key().as_bytes()), device, peer }
+    }
+
+    /// The fields of a token for a new allocation, valid from now on.
+    pub(super) fn fields(&self, relay_id: RelayId, ask: &Ask) -> Result<TokenFields, Failure> {
+        let allocation_id = AllocationId::random()
+            .or_fail(Exit::Software, "the operating system has no randomness to give")?;
+        Ok(TokenFields {
+            relay_id,
+            allocation_id,
+            device_id: self.device_id,
+            peer_id: PeerId(*self.peer.verifying_key().as_bytes()),
+            expires_at_unix: Clock::start().unix_secs().saturating_add(ask.ttl.as_secs()),
+            bandwidth_bytes_per_sec: ask.bandwidth_bytes_per_sec,
+            quota_bytes: ask.quota_bytes,
+        })
+    }
+
+    pub(super) fn ticket(&self, token: &SignedToken, role: Role) -> Result<Ticket, Failure> {
+        let key = match role {
+            Role::Device => &self.device,
+            Role::Peer => &self.peer,
+        };
+        Ticket::new(token.clone(), role, key.clone())
+            .or_fail(Exit::Software, "a ticket of our own is refused")
+    }
+}
+
+/// The exit code says whether there was a relay that refused, or no relay.
+pub(super) fn not_connected(relay: &Relay, role: Role, error: ConnectError) -> Failure {
+    let descriptor = relay.descriptor();
+    let exit = match step_of(&error) {
+        Step::Reach => Exit::Unavailable,
+        Step::Trust | Step::Join => Exit::Refused,
+    };
+    let context = format!("the {role} cannot connect to {} port {} (UDP)", descriptor.addr, descriptor.port);
+    Failure { exit, error: anyhow::Error::new(error).context(context) }
+}
+
+/// How far a connection came that did not come about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nobody answered.
+    Reach,
+    /// Whoever answered is not, or does not want to be, the relay that is meant.
+    Trust,
+    /// The relay said no.
+    Join,
+}
+
+pub(super) fn step_of(error: &ConnectError) -> Step {
+    match error {
+        ConnectError::Resolve { .. }
+        | ConnectError::Bind(_)
+        | ConnectError::Unusable(_)
+        | ConnectError::Transport(_)
+        | ConnectError::Timeout => Step::Reach,
+        ConnectError::Trust(_) | ConnectError::Handshake(_) => Step::Trust,
+        _ => Step::Join,
+    }
+}
+
+/// One word for programs: the relay's code by name, else what went wrong here.
+pub(super) fn reason_of(error: &ConnectError) -> &'static str {
+    match error {
+        ConnectError::WrongRelay { .. } => "wrong_relay",
+        ConnectError::Resolve { .. } => "resolve",
+        ConnectError::Bind(_) => "bind",
+        ConnectError::Unusable(_) => "unusable_address",
+        ConnectError::Trust(_) => "untrusted",
+        ConnectError::Handshake(_) => "handshake",
+        ConnectError::Transport(_) => "transport",
+        ConnectError::Timeout => "timeout",
+        ConnectError::Refused(refusal) => refusal.code.name(),
+        ConnectError::UnknownCode(_) => "unknown_code",
+        ConnectError::Protocol(_) => "protocol",
+    }
+}
+
+/// The value below which `percent` of the sorted samples lie (nearest rank); `None` without samples.
+pub(super) fn percentile(sorted: &[u64], percent: u64) -> Option<u64> {
+    let rank = (sorted.len() as u64 * percent).div_ceil(100).max(1);
+    sorted.get(usize::try_from(rank - 1).ok()?).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_by_nearest_rank() {
+        assert_eq!(percentile(&[], 50), None);
+        assert_eq!((percentile(&[7], 50), percentile(&[7], 99)), (Some(7), Some(7)));
+        let hundred: Vec<u64> = (1..=100).collect();
+        for percent in [1, 50, 99, 100] {
+            assert_eq!(percentile(&hundred, percent), Some(percent));
+        }
+        assert_eq!((percentile(&[1, 2, 3], 50), percentile(&[1, 2, 3], 99)), (Some(2), Some(3)));
+    }
+}
