@@ -13,3 +13,4 @@ mod architecture;
 mod cli;
 mod cli_clients;
 mod cli_serve;
+mod meter;

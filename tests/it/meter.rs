@@ -1,0 +1,79 @@
+//! One meter, many threads: what shards do to the meter of an allocation whose legs they share.
+
+use std::{
+    sync::{
+        Barrier,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+};
+
+use zrc_relay::{
+    table::{Limits, Meter},
+    wire::Role,
+};
+
+const THREADS: u64 = 8;
+const ROUNDS: u64 = 5_000;
+
+/// Sends from eight threads at one moment until nothing passes any more, some of it refused by the other leg;
+/// what the threads say has passed is what the meter says.
+fn storm(limits: Limits) -> Meter {
+    let meter = Meter::new(limits, 0);
+    let barrier = Barrier::new(THREADS as usize);
+    let [bytes_passed, datagrams_passed] = [AtomicU64::new(0), AtomicU64::new(0)];
+    let send = |thread: u64, round: u64| {
+        let from = Role::BOTH[(thread % 2) as usize];
+        let size = 100 + ((round * 7 + thread * 31) % 400) as usize;
+        if round % 5 < 2 {
+            let Ok(granted) = meter.charge_stream(1_000, from, size) else { return };
+            let unwritten = if round % 5 == 0 { granted / 2 } else { 0 };
+            meter.refund_stream(from, unwritten);
+            bytes_passed.fetch_add((granted - unwritten) as u64, Relaxed);
+        } else if meter.charge_datagram(1_000, from, size).is_ok() {
+            if round % 5 == 2 {
+                return meter.refund_datagram(from, size);
+            }
+            bytes_passed.fetch_add(size as u64, Relaxed);
+            datagrams_passed.fetch_add(1, Relaxed);
+        }
+    };
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (send, barrier) = (&send, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                (0..ROUNDS).for_each(|round| send(thread, round));
+            });
+        }
+    });
+    let counts = Role::BOTH.map(|role| meter.counts(role));
+    assert_eq!(counts.iter().map(|counts| counts.bytes).sum::<u64>(), bytes_passed.load(Relaxed));
+    assert_eq!(counts.iter().map(|counts| counts.packets).sum::<u64>(), datagrams_passed.load(Relaxed));
+    assert_eq!(meter.bytes_used(), bytes_passed.load(Relaxed));
+    meter
+}
+
+#[test]
+fn many_threads_use_the_quota_to_its_last_byte_and_not_beyond() {
+    let quota_bytes = Some(1_000_003);
+    let meter = storm(Limits { quota_bytes, ..Limits::default() });
+    assert_eq!(Some(meter.bytes_used()), quota_bytes);
+}
+
+#[test]
+fn many_threads_take_one_burst_and_not_more() {
+    let rate_bytes_per_sec = Some(1_000_000);
+    let meter = storm(Limits { rate_bytes_per_sec, ..Limits::default() });
+    let burst_bytes = meter.burst_bytes().unwrap();
+    // Each part of a stream that is given back may cost its nanosecond, which is a byte at most.
+    let passed_bytes = meter.bytes_used();
+    assert!(passed_bytes <= burst_bytes && passed_bytes > burst_bytes - 500, "{passed_bytes}");
+}
+
+#[test]
+fn many_threads_send_as_many_packets_as_the_burst_has_and_not_more() {
+    let rate_packets_per_sec = Some(2_000);
+    let meter = storm(Limits { rate_packets_per_sec, ..Limits::default() });
+    assert_eq!(Role::BOTH.map(|role| meter.counts(role).packets).iter().sum::<u64>(), 200);
+}
