@@ -95,6 +95,7 @@ step_interop() {
 # The Python packages, at the versions of tests/interop/requirements.txt, installed again when that changes.
 python_packages() {
     local wanted=tests/interop/requirements.txt
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or later is needed"
     if ! cmp -s "$wanted" "$VENV/installed.txt"; then
         say "installing the Python packages of $wanted into $VENV"
         python3 -m venv --clear "$VENV"

@@ -2,14 +2,15 @@
 
 import asyncio
 import os
+import random
 import time
 from contextlib import asynccontextmanager
 
 import pytest
 
-from client import connect, joined, pair
+from client import Refusal, connect, joined, pair
 from expect import ends_with
-from wire import DEVICE, PEER, Grant, client_frame
+from wire import DEVICE, PEER, Grant, client_frame, code_name
 
 MIB = 1024 * 1024
 # How long the relay waits for a Hello, section 3.
@@ -87,6 +88,36 @@ async def test_a_hundred_silent_clients(relay, process):
 
         await asyncio.gather(*(silent() for _ in range(100)))
     assert process.rss_bytes() - before < 64 * MIB
+
+
+async def test_a_hello_with_one_wrong_byte_anywhere(relay, grant):
+    """Whatever a damaged Hello is taken for, it is answered in time, with a code, and with nobody's allocation."""
+    seed = int.from_bytes(os.urandom(4), "big")
+    print("seed", seed)
+    chance = random.Random(seed)
+    hello = client_frame("hello", token=grant.token(), role=DEVICE, allocation_id=grant.allocation_id)
+    allowed = {"PROTOCOL_ERROR", "TOKEN_INVALID", "ALLOCATION_MISMATCH", "AUTH_TIMEOUT"}
+
+    async def one():
+        damaged = bytearray(hello)
+        at = chance.randrange(len(damaged))
+        damaged[at] ^= chance.randrange(1, 256)
+        async with connect(relay) as leg:
+            leg.send_control(bytes(damaged))
+            try:
+                await leg.expect("challenge")
+            except Refusal as refusal:
+                assert code_name(refusal.code) in allowed, f"byte {at}: {refusal}"
+                end = await leg.ended()
+                assert end.app and end.code == refusal.code, f"byte {at}: {end}"
+            else:
+                # The role may be damaged into the other one; then the proof that follows is for another key.
+                leg.prove(grant, DEVICE, bytes(32))
+                await ends_with(leg, "PROOF_INVALID")
+
+    async with neighbour(relay):
+        for _ in range(10):
+            await asyncio.gather(*(one() for _ in range(20)))
 
 
 @pytest.mark.parametrize("length", [2**32 - 1, 2**31, 4097])
