@@ -27,7 +27,7 @@ fn storm(limits: Limits) -> Meter {
         let size = 100 + ((round * 7 + thread * 31) % 400) as usize;
         if round % 5 < 2 {
             let Ok(granted) = meter.charge_stream(1_000, from, size) else { return };
-            let unwritten = if round % 5 == 0 { granted / 2 } else { 0 };
+            let unwritten = if round.is_multiple_of(5) { granted / 2 } else { 0 };
             meter.refund_stream(from, unwritten);
             bytes_passed.fetch_add((granted - unwritten) as u64, Relaxed);
         } else if meter.charge_datagram(1_000, from, size).is_ok() {
