@@ -3,6 +3,7 @@
 mod forwarding;
 mod hostile;
 mod life;
+mod properties;
 mod refusals;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
@@ -43,8 +44,8 @@ pub(super) struct Harness {
 
 pub(super) fn rules() -> Rules {
     Rules {
-        max_allocations: 100,
-        max_ledger: 1000,
+        max_allocations: 10_000,
+        max_ledger: 100_000,
         connections_per_role: 4,
         allocation_timeout: Duration::from_secs(8 * 3600),
         idle_timeout: Duration::from_secs(30),
