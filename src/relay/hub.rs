@@ -93,7 +93,14 @@ impl Hub {
         }
         let now = self.clock.now();
         let mut effects = Vec::new();
-        let joined = table.join(now, id, role, claims, tier, &mut effects)?;
+        let joined = match table.join(now, id, role, claims, tier, &mut effects) {
+            Ok(joined) => joined,
+            Err(refusal) => {
+                // What was due has happened all the same.
+                self.carry_out(table, now, effects);
+                return Err(refusal.into());
+            }
+        };
         let leg =
             Arc::new(Leg::new(id, role, joined.handle, connection.clone(), joined.meter.clone(), now.mono));
         self.legs.insert(id, leg.clone());

@@ -103,7 +103,6 @@ impl Bucket {
         self.rate_per_sec.store(rate_per_sec.unwrap_or(UNLIMITED), Relaxed);
         let new = self.flow();
         let restate = |full_at_nanos: u64| match (&old, &new) {
-            (Some(old), Some(new)) if old.rate_per_sec == new.rate_per_sec => full_at_nanos,
             (Some(old), Some(new)) => {
                 let missing = new.burst.saturating_sub(old.held(at_nanos, full_at_nanos));
                 at_nanos.saturating_add(new.cost_nanos(missing))

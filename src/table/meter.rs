@@ -48,8 +48,8 @@ pub struct Counts {
 ///
 /// A charge is made before sending and is all or nothing; what could not be sent is refunded. With any number
 /// of threads the quota is never overshot. In any window T no more than `rate x T + burst` passes, at the
-/// higher rate where the rate changed within the window. A refund that is not made at once can stretch this:
-/// when another charge came between a charge and its refund, by the rate times the time between the two.
+/// higher rate where the rate changed within the window. A refund belongs right behind its charge: one that
+/// comes later gives back to the rate what has flowed in again by itself, and so lets up to that much more pass.
 ///
 /// The byte rate is charged first and the quota last: a charge that is going to be rolled back may make
 /// another one wait, but never makes another one believe that the quota is used up, which would be final.

@@ -95,7 +95,7 @@ impl Table {
     /// [`Table::refresh`] changes them.
     ///
     /// # Errors
-    /// In this order: [`Refusal::AlreadyJoined`], [`Refusal::Expired`], [`Refusal::Ended`],
+    /// The effects of what was due are there also then. In this order: [`Refusal::AlreadyJoined`], [`Refusal::Expired`], [`Refusal::Ended`],
     /// [`Refusal::AllocationsFull`], [`Refusal::DeviceFull`], [`Refusal::LedgerFull`].
     pub fn join(
         &mut self,
@@ -177,7 +177,7 @@ impl Table {
     /// on, and all connections are told. The token in force shown again is answered to this connection alone.
     ///
     /// # Errors
-    /// In this order: [`Refusal::Gone`], [`Refusal::Expired`], [`Refusal::OtherAllocation`],
+    /// The effects of what was due are there also then. In this order: [`Refusal::Gone`], [`Refusal::Expired`], [`Refusal::OtherAllocation`],
     /// [`Refusal::NotLater`].
     pub fn refresh(
         &mut self,

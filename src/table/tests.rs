@@ -398,6 +398,21 @@ fn no_allocation_lives_longer_than_the_timeout() {
 }
 
 #[test]
+fn of_two_ends_at_one_moment_the_allocations_own_time_counts() {
+    let claims = token(1, 1, 300);
+    let mut bench = Bench::new(Rules { allocation_timeout: RULES.pair_timeout, ..RULES });
+    bench.joined(0, 1, Role::Device, &claims);
+    bench.advance(50);
+    bench.expect_end(&[1], CloseCode::Expired, &claims, 50, 0);
+    let mut bench = Bench::new(RULES);
+    bench.pair(0, &token(1, 1, 40));
+    bench.leave(10, 1);
+    bench.effects.clear();
+    bench.advance(40);
+    bench.expect_end(&[2], CloseCode::Expired, &claims, 40, 0);
+}
+
+#[test]
 fn every_input_first_does_what_is_due() {
     let claims = token(1, 1, 40);
     let newer = token(1, 1, 400);
