@@ -90,6 +90,7 @@ pub(super) async fn connect(relay: &Relay, ticket: Ticket) -> Result<Session, Co
         moves: 0,
         backoff,
         refreshes: VecDeque::new(),
+        refreshed_on: None,
         refused_token: None,
         releasing: false,
     };
@@ -250,6 +251,8 @@ struct Driver {
     moves: u32,
     backoff: Backoff,
     refreshes: VecDeque<PendingRefresh>,
+    /// The last connection that a token was shown on after joining.
+    refreshed_on: Option<u64>,
     /// A token that is good enough to join with, but that the relay does not take as a refresh.
     refused_token: Option<TokenHash>,
     releasing: bool,
@@ -361,9 +364,10 @@ impl Driver {
         grant.refreshed(refreshed);
         self.shared.grant.store(Arc::new(grant.clone()));
         self.shared.emit(Event::Refreshed { expires_at_unix: refreshed.expires_at });
-        // Answers come in the order of the questions.
-        if self.refreshes.front().is_some_and(|front| front.sent_on == Some(id))
-            && let Some(done) = self.refreshes.pop_front()
+        // Answers come in the order of the questions. Another expiry is the other side's refresh, told to both.
+        if self.refreshes.front().is_some_and(|front| {
+            front.sent_on == Some(id) && front.token.expires_at_unix == refreshed.expires_at
+        }) && let Some(done) = self.refreshes.pop_front()
         {
             let ticket = Ticket { token: done.token, ..Ticket::clone(&self.shared.ticket.load()) };
             self.shared.ticket.store(Arc::new(ticket));
@@ -501,7 +505,11 @@ impl Driver {
         }
         let mut refused = false;
         if let ConnectError::Refused(refusal) = cause
-            && asked
+            && !asked
+        {
+            // Taken for accepted already, because the other side's refresh was told at the same time.
+            refused = self.refreshed_on == Some(id) && was_answer && is_about_a_token(refusal.code);
+        } else if let ConnectError::Refused(refusal) = cause
             && (was_answer || is_about_a_token(refusal.code))
             && let Some(front) = self.refreshes.pop_front()
         {
@@ -609,6 +617,7 @@ impl Driver {
         let Some(link) = &self.current else { return };
         for refresh in self.refreshes.iter_mut().filter(|refresh| refresh.sent_on.is_none()) {
             refresh.sent_on = Some(link.id);
+            self.refreshed_on = Some(link.id);
             say(link, ClientMessage::Refresh(Refresh { token: refresh.token.bytes.clone() }));
         }
     }

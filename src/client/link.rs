@@ -42,8 +42,10 @@ const STREAM_DEADLINE: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_secs(1);
 /// How many pings in a row may go unanswered before another connection is tried.
 const PINGS_UNANSWERED: u64 = 3;
-/// How long datagrams are held back at most, so that a control message gets past them.
-const MAX_HOLD: Duration = Duration::from_millis(250);
+/// How often to look whether a control message has got past the datagrams.
+const HOLD_POLL: Duration = Duration::from_millis(5);
+/// So many datagrams sent in a second show that acknowledgements still come: without any, all that is sent are probes.
+const PROGRESS_DATAGRAMS: u64 = 4;
 
 /// A connection that has joined the allocation.
 pub(super) struct Link {
@@ -69,6 +71,9 @@ pub(super) struct Link {
     pings_sent: AtomicU64,
     pings_answered: AtomicU64,
     datagram_send_buffer_bytes: usize,
+    datagrams_read: AtomicU64,
+    /// Of those that arrived, how many QUIC had dropped before they were read; counted so far.
+    datagrams_evicted: AtomicU64,
 }
 
 /// The parts of a link that its task alone uses.
@@ -123,6 +128,8 @@ impl Link {
             pings_sent: AtomicU64::new(0),
             pings_answered: AtomicU64::new(0),
             datagram_send_buffer_bytes,
+            datagrams_read: AtomicU64::new(0),
+            datagrams_evicted: AtomicU64::new(0),
         };
         let parts = Parts {
             control_streams: joined.control,
@@ -154,6 +161,22 @@ impl Link {
         }
     }
 
+    fn receive(&self, data: Bytes, shared: &Shared) {
+        self.datagrams_read.fetch_add(1, Relaxed);
+        shared.received(data);
+    }
+
+    /// How many datagrams have arrived and were not read: QUIC dropped them for want of room, or still has them.
+    fn unread(&self) -> u64 {
+        self.connection.stats().frame_rx.datagram.saturating_sub(self.datagrams_read.load(Relaxed))
+    }
+
+    /// Counts what QUIC dropped, given that so many in all were.
+    fn count_evicted(&self, evicted: u64, shared: &Shared) {
+        let counted = self.datagrams_evicted.fetch_max(evicted, Relaxed);
+        shared.counters.receive_dropped.add(evicted.saturating_sub(counted));
+    }
+
     fn is_current(&self, shared: &Shared) -> bool {
         shared.current.load().as_ref().is_some_and(|current| current.id == self.id)
     }
@@ -176,15 +199,16 @@ pub(super) async fn run(
         () = accept_streams(&link, &shared, Kind::Bi) => (link_lost(&link).await, false),
         () = accept_streams(&link, &shared, Kind::Uni) => (link_lost(&link).await, false),
         () = send_oversize(&link, oversize, &shared) => (link_lost(&link).await, false),
-        () = watch_liveness(&link, keep_alive, &reports) => (link_lost(&link).await, false),
+        () = watch_liveness(&link, keep_alive, &shared, &reports) => (link_lost(&link).await, false),
     };
     // Whoever waits for the hold to end looks at the connection then.
     link.held.store(false, Relaxed);
     link.hold_over.notify_waiters();
     // What had arrived before the end still counts.
     while let Some(data) = arrived(&link.connection) {
-        shared.received(data);
+        link.receive(data, &shared);
     }
+    link.count_evicted(link.unread(), &shared);
     let (cause, was_answer) = end;
     link.close(if matches!(cause, ConnectError::Protocol(_)) {
         CloseCode::ProtocolError
@@ -294,15 +318,15 @@ async fn write_control(
 }
 
 /// Lets waiting datagrams drain and takes no more until a stream frame has been sent: QUIC datagrams go before
-/// streams, so a sender that never pauses would starve the control stream, and seem dead.
+/// streams, so a sender that never pauses would starve the control stream, and seem dead. Nothing is lost by it
+/// but what would have had no room anyway.
 async fn hold_datagrams(link: &Link, stream_frames_before: u64) {
     link.held.store(true, Relaxed);
-    let passed = async {
-        while link.connection.stats().frame_tx.stream == stream_frames_before {
-            sleep(Duration::from_millis(2)).await;
-        }
-    };
-    let _ = timeout(MAX_HOLD, passed).await;
+    while link.connection.stats().frame_tx.stream == stream_frames_before
+        && link.connection.close_reason().is_none()
+    {
+        sleep(HOLD_POLL).await;
+    }
     link.held.store(false, Relaxed);
     link.hold_over.notify_waiters();
 }
@@ -310,7 +334,7 @@ async fn hold_datagrams(link: &Link, stream_frames_before: u64) {
 /// Hands on datagrams until the connection is lost.
 async fn receive_datagrams(link: &Link, shared: &Shared) {
     while let Ok(data) = link.connection.read_datagram().await {
-        shared.received(data);
+        link.receive(data, shared);
     }
 }
 
@@ -477,13 +501,29 @@ impl<T> Order<T> {
 
 /// Asks once a second whether the relay is still there, while there is traffic; and as often as it wants to hear
 /// from us. Reports when it does not answer, then says no more.
-async fn watch_liveness(link: &Link, keep_alive: Option<Duration>, reports: &mpsc::Sender<(u64, Report)>) {
+async fn watch_liveness(
+    link: &Link,
+    keep_alive: Option<Duration>,
+    shared: &Shared,
+    reports: &mpsc::Sender<(u64, Report)>,
+) {
     let mut tick = interval(PING_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut traffic = application_frames(link);
+    let mut datagrams = link.connection.stats().frame_tx.datagram;
+    let mut unread = link.unread();
     let mut last_ping = Instant::now();
     loop {
         tick.tick().await;
+        // What was unread a second ago and still is, is gone: reading never waits that long.
+        let unread_now = link.unread();
+        link.count_evicted(unread_now.min(std::mem::replace(&mut unread, unread_now)), shared);
+        let datagrams_now = link.connection.stats().frame_tx.datagram;
+        let sent_lately = datagrams_now - std::mem::replace(&mut datagrams, datagrams_now);
+        if link.held.load(Relaxed) && sent_lately >= PROGRESS_DATAGRAMS {
+            // A ping is on its way behind datagrams, on a path that is slow but alive.
+            continue;
+        }
         let sent = link.pings_sent.load(Relaxed);
         let unanswered = sent.saturating_sub(link.pings_answered.load(Relaxed));
         if unanswered >= PINGS_UNANSWERED {

@@ -63,3 +63,6 @@ pub use relay::{Options, Proof, Relay, Ticket, TicketError};
 pub use session::{End, MAX_DATAGRAM_BYTES, RefreshError, SendError, Session};
 pub use stats::Stats;
 pub use trust::TrustError;
+
+#[cfg(test)]
+mod tests;

@@ -91,31 +91,31 @@ impl Relay {
 /// How to connect, and how to stay connected. Set what matters, take the rest from [`Options::default`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// How long [`Relay::connect`] tries [10 s]. A single attempt, then and later, gets at most 5 s of it.
+    /// How long [`Relay::connect`] tries (10 s). A single attempt, then and later, gets at most 5 s of it.
     pub connect_timeout: Duration,
-    /// Whether a session connects anew when it loses its connection [true]. Without, the loss ends it.
+    /// Whether a session connects anew when it loses its connection (true). Without, the loss ends it.
     pub reconnect: bool,
-    /// The first pause between attempts is random between zero and this [250 ms]; it doubles each time.
+    /// The first pause between attempts is random between zero and this (250 ms); it doubles each time.
     pub backoff_initial: Duration,
-    /// No pause is longer than this [30 s], unless the relay asks for more (at most five minutes).
+    /// No pause is longer than this (30 s), unless the relay asks for more (at most five minutes).
     pub backoff_max: Duration,
-    /// How often an idle connection says something, so that NATs on the way keep their binding [15 s]. A
+    /// How often an idle connection says something, so that NATs on the way keep their binding (15 s). A
     /// relay may ask for more often, at most once a second.
     pub keep_alive: Duration,
-    /// The local address; `None` takes any address and a free port, of the family that the relay needs [`None`].
+    /// The local address; `None` takes any address and a free port, of the family that the relay needs (`None`).
     pub local_addr: Option<SocketAddr>,
     /// This program's name and version for the relay's log, which keeps 128 bytes of it.
     pub agent: String,
-    /// How to prove possession of the key [`Proof::Exporter`].
+    /// How to prove possession of the key (`Proof::Exporter`).
     pub proof: Proof,
-    /// How many streams of each kind the other side may have open at once [128].
+    /// How many streams of each kind the other side may have open at once (128).
     pub max_streams: u32,
-    /// How much of a stream the other side may send ahead of the reader, in bytes [512 KiB]. Times
+    /// How much of a stream the other side may send ahead of the reader, in bytes (512 KiB). Times
     /// `max_streams`, for both kinds: the most that a peer can make an application hold that reads nothing.
     pub stream_window_bytes: u32,
-    /// How much may wait to be sent as datagrams, in bytes [256 KiB].
+    /// How much may wait to be sent as datagrams, in bytes (256 KiB).
     pub datagram_send_buffer_bytes: usize,
-    /// How much may wait for [`Session::recv_datagram`], in bytes [1 MiB]; then the oldest goes.
+    /// How much may wait for [`Session::recv_datagram`], in bytes (1 MiB); then the oldest goes.
     pub datagram_receive_buffer_bytes: usize,
 }
 

@@ -357,7 +357,8 @@ impl Session {
         if !token.is_for_the_same_as(&ticket.token) {
             return Err(RefreshError::OtherAllocation);
         }
-        if token.expires_at_unix <= ticket.token.expires_at_unix {
+        // The token in use may be shown again.
+        if token.expires_at_unix <= ticket.token.expires_at_unix && token != ticket.token {
             return Err(RefreshError::NotLater);
         }
         let (answer, answered) = oneshot::channel();

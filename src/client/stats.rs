@@ -27,7 +27,8 @@ pub struct Stats {
     pub oversize_lost: u64,
     /// Datagrams not accepted because too much was waiting to be sent.
     pub send_buffer_full: u64,
-    /// Datagrams dropped, oldest first, because the application did not receive them in time.
+    /// Datagrams dropped, oldest first, because the application did not receive them in time. Those that QUIC dropped
+    /// before this library could read them, because the runtime was busy, are added within two seconds.
     pub receive_dropped: u64,
     /// Streams of the other side that were refused: an unknown first byte, none in time, or too many unaccepted.
     pub streams_refused: u64,
