@@ -1,4 +1,70 @@
 //! zrc-relay: a QUIC relay with token-gated allocations.
+//!
+//! Two machines behind NATs each connect to the relay over QUIC. Each shows an Ed25519-signed token and proves
+//! that it holds its key; the relay pairs the two connections into an *allocation* and passes datagrams and
+//! streams between them, unread and unmodified, within the allocation's rate, packet rate and quota.
+//!
+//! This page is the map. How to run it is in `README.md` and `deploy/`; what crosses the wire is in
+//! `src/wire/PROTOCOL.md`; a program that wants to be a client begins at [`client`].
+//!
+//! # Map
+//!
+//! | module | what it is for | I/O |
+//! |---|---|---|
+//! | [`wire`] | tokens, proofs, control frames, close codes, descriptors: the contract, shared by both sides | none |
+//! | [`table`] | which connections belong together and until when; the meter that both legs share | none |
+//! | [`clock`] | the only reader of clocks; everything else is told the time | clocks |
+//! | `relay` | quinn's sockets and tasks around the table: shard, session, leg, forward, splice | UDP |
+//! | [`client`] | sessions that keep themselves connected | UDP |
+//! | `ops` | health, readiness, metrics, the status page | HTTP |
+//! | `config` | TOML to checked types, all faults at once | files |
+//! | `metrics` | every metric, declared once, handles cached | none |
+//! | `cli` | a file per command; `cli::running` puts the pieces together | all |
+//!
+//! Arrows point down: `cli -> {relay, ops, client, config} -> {table, wire}`. `relay` and `ops` never import
+//! each other, `client` imports neither; `wire` and `table` import no runtime and no socket, and read no clock.
+//! `tests/it/architecture.rs` reads the `use` lines and holds all of this.
+//!
+//! # A connection's life
+//!
+//! 1. A shard's endpoint accepts it, if fewer than `max_unauthenticated` others are still without a token. Until
+//!    it has one it may open one stream, send 16 KiB, and take 3 s.
+//! 2. Its session reads `Hello`, checks the token (form, key, signature, audience, allocation, times: bytes become
+//!    a [`SignedToken`](wire::SignedToken), that a [`VerifiedToken`](wire::token::VerifiedToken), that
+//!    [`Claims`](wire::Claims)), and checks the proof, bound to this TLS session.
+//! 3. The hub puts it into the [`Table`](table::Table), under the one mutex. The answer is a list of
+//!    [`Effect`](table::Effect)s: link these connections, close that one. They are carried out before the mutex is
+//!    let go, so that no two shards see them in different orders.
+//! 4. The connection is now a *leg*. Two child tasks move its datagrams and its streams; the session itself
+//!    reads and writes the control stream.
+//! 5. Whatever ends it (the client, the table, the sweep, a panic), the session's guard leaves the table. The end
+//!    has a code, on the control stream and on the connection.
+//!
+//! # The packet path
+//!
+//! A datagram costs: read from quinn; one atomic load for the leg at the other end; a look at that leg's send
+//! buffer; the meter's atomics (bytes, packets and quota together, all or nothing, before sending); send; four
+//! counters. No map is looked up, no lock is shared between allocations, no memory is allocated. If the send is
+//! refused, the charge is given back. Everything not sent is counted under one reason.
+//!
+//! A stream costs a task that holds one chunk. It reads the next when the other side has taken this one, so the
+//! sender's flow-control window is the queue. FIN, RESET and STOP_SENDING cross; the relay's own resets say so.
+//!
+//! # What always holds
+//!
+//! - Nothing is created, joined or evicted before token *and* proof have been checked.
+//! - An allocation is its [`Identity`](wire::Identity): signer, device, peer and allocation id together.
+//! - Bytes used are never reset: not by refresh, reconnect or re-creation. A full ledger refuses; it never forgets.
+//! - Every queue, buffer and wait is bounded, and the bound says why. What a client is to be told sits in slots
+//!   where the latest wins, so a client that does not read costs a few hundred bytes.
+//! - A panic in a session ends that session, is counted, and nothing else.
+//! - No payload, token or key is logged; addresses only at debug.
+//!
+//! # What is not here
+//!
+//! No encryption between device and peer: that is theirs, and the relay neither has nor wants the keys. No
+//! hole punching: this is for when that has failed. No storage: a restart forgets allocations and their use.
+//! No 0-RTT, no TCP fallback. Nothing parses what is relayed.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
