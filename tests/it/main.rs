@@ -13,4 +13,5 @@ mod architecture;
 mod cli;
 mod cli_clients;
 mod cli_serve;
+mod log_hygiene;
 mod meter;
