@@ -17,6 +17,7 @@
 //! | 78 | the configuration is wrong |
 //! | 128 + n | ended at once by a second signal n (130 SIGINT, 143 SIGTERM) |
 
+mod bench;
 mod exit;
 mod files;
 mod http;
@@ -25,6 +26,7 @@ mod logging;
 pub mod out;
 mod pair;
 mod probe;
+mod proc_stat;
 mod quickstart;
 mod relay_arg;
 mod running;
@@ -33,7 +35,7 @@ mod signals;
 mod state;
 mod token;
 
-use std::{future::Future, process::ExitCode};
+use std::{future::Future, num::NonZeroUsize, process::ExitCode};
 
 use clap::Parser;
 
@@ -78,6 +80,7 @@ enum Command {
     Token(Box<token::Token>),
     Serve(serve::Serve),
     Probe(Box<probe::Probe>),
+    Bench(Box<bench::Bench>),
 }
 
 /// Reads the command line, does what it says, and answers with the exit code.
@@ -102,8 +105,14 @@ fn run(log: &logging::LogArgs, command: Command) -> Result<Exit, Failure> {
         Command::Token(token) => block_on(1, token.run()),
         Command::Serve(serve) => block_on(1, serve.run()),
         Command::Quickstart(quickstart) => block_on(2, quickstart.run()),
+        Command::Bench(bench) => block_on(bench_threads(), bench.run()),
         Command::Probe(probe) => block_on(1, probe.run()),
     }
+}
+
+/// As many threads as there are cores to run on (`taskset` counts), and no more than one load needs.
+fn bench_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(4)
 }
 
 /// Runs a command's future on a runtime of its own.

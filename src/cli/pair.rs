@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
+use tokio::time::{sleep, timeout};
 
 use super::{Exit, Failure, OrFail as _};
 use crate::{
-    client::{ConnectError, Relay, Ticket},
+    client::{ConnectError, Relay, Session, Ticket},
     clock::Clock,
     wire::{AllocationId, DeviceId, PeerId, RelayId, Role, SignedToken, TokenFields},
 };
@@ -33,6 +34,11 @@ impl PairKeys {
         Self { device_id: DeviceId(*device.verifying_key().as_bytes()), device, peer }
     }
 
+    /// Two that nobody has had before.
+    pub(super) fn random() -> Result<Self, Failure> {
+        Ok(Self::new(super::keygen::random_key()?, super::keygen::random_key()?))
+    }
+
     /// The fields of a token for a new allocation, valid from now on.
     pub(super) fn fields(&self, relay_id: RelayId, ask: &Ask) -> Result<TokenFields, Failure> {
         let allocation_id = AllocationId::random()
@@ -56,6 +62,57 @@ impl PairKeys {
         Ticket::new(token.clone(), role, key.clone())
             .or_fail(Exit::Software, "a ticket of our own is refused")
     }
+}
+
+/// Both sides of an allocation.
+pub(super) struct Pair {
+    pub(super) device: Session,
+    pub(super) peer: Session,
+}
+
+impl Pair {
+    /// Connects both, and waits until each knows of the other.
+    pub(super) async fn connect(relay: &Relay, device: Ticket, peer: Ticket) -> Result<Self, Failure> {
+        let device =
+            relay.connect(device).await.map_err(|error| not_connected(relay, Role::Device, error))?;
+        let peer = match relay.connect(peer).await {
+            Ok(peer) => peer,
+            Err(error) => {
+                let _ = device.release().await;
+                return Err(not_connected(relay, Role::Peer, error));
+            }
+        };
+        for session in [&device, &peer] {
+            session.peer_arrived().await.or_fail(Exit::Refused, "the two sides were not brought together")?;
+        }
+        Ok(Self { device, peer })
+    }
+
+    /// Ends the allocation, and waits until both sides have said goodbye.
+    pub(super) async fn release(self) {
+        // When it ended otherwise, it has ended.
+        let _ = self.device.release().await;
+        self.peer.closed().await;
+    }
+}
+
+/// Until path MTU discovery has found what the path carries; it takes a few round trips.
+const MTU_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Waits until all sessions can send this much as one datagram. Answers whether they can: should the path not
+/// carry it, it goes by a stream.
+pub(super) async fn wait_for_mtu<'a, I>(sessions: impl Fn() -> I, bytes: usize) -> bool
+where
+    I: Iterator<Item = &'a Session>,
+{
+    let all_fit =
+        || sessions().all(|session| session.max_datagram_bytes().is_some_and(|limit| limit >= bytes));
+    let fitting = async {
+        while !all_fit() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(MTU_TIMEOUT, fitting).await.is_ok()
 }
 
 /// The exit code says whether there was a relay that refused, or no relay.

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     Exit, Failure, OrFail as _, files, keygen, out,
-    pair::{Ask, PairKeys, percentile},
+    pair::{Ask, PairKeys, percentile, wait_for_mtu},
     running::Running,
     serve::STOP_TIMEOUT,
     signals::Signals,
@@ -46,8 +46,6 @@ const PLACE_TIMEOUT: Duration = Duration::from_millis(100);
 const STRAGGLERS: Duration = Duration::from_secs(2);
 /// A datagram service loses some on a bad day; on a loopback path more than this is a fault.
 const MOST_LOST_PERCENT: u64 = 1;
-/// Until path MTU discovery has found room for a datagram of this size, on both legs.
-const MTU_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes over a stream each way.
 const STREAM_BYTES: u64 = 64 * 1024 * 1024;
@@ -321,20 +319,6 @@ fn bar(length: u64, what: &'static str, unit: &str) -> ProgressBar {
     }
 }
 
-/// Waits until a datagram of this size goes as one datagram, both ways.
-async fn wait_for_mtu(device: &Session, peer: &Session) {
-    let fits = |session: &Session| session.max_datagram_bytes().is_some_and(|limit| limit >= DATAGRAM_BYTES);
-    let both = async {
-        while !(fits(device) && fits(peer)) {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    // Should it not be found, datagrams go by a stream each: slower, and all the rest still holds.
-    if timeout(MTU_TIMEOUT, both).await.is_err() {
-        tracing::warn!("the path does not carry datagrams of {DATAGRAM_BYTES} bytes");
-    }
-}
-
 /// A datagram that says which it is and when it was sent; what follows from that fills the rest.
 fn numbered(number: u64, sent_nanos: u64) -> Bytes {
     let mut payload = Vec::with_capacity(DATAGRAM_BYTES);
@@ -353,7 +337,9 @@ fn sent_nanos(datagram: &Bytes) -> Option<u64> {
 
 /// Sends numbered datagrams at an even rate; the peer sends each back.
 async fn datagrams(device: &Session, peer: &Session) -> Result<Datagrams, Failure> {
-    wait_for_mtu(device, peer).await;
+    if !wait_for_mtu(|| [device, peer].into_iter(), DATAGRAM_BYTES).await {
+        tracing::warn!("the path does not carry datagrams of {DATAGRAM_BYTES} bytes: each goes by a stream");
+    }
     let clock = Clock::start();
     let mut echo = JoinSet::new();
     let echoing = peer.clone();
@@ -577,7 +563,7 @@ fn next_steps(running: &Running, keys: &Keys) -> String {
     let peer_id = hex::encode(keys.pair.peer.verifying_key().as_bytes());
     let relay_id = running.descriptor.relay_id;
     let allocation_id = AllocationId::random().map_or_else(|_| "0f".repeat(16), |id| id.to_string());
-    let ops = running.ops_url();
+    let (ops, pid) = (running.ops_url(), std::process::id());
     format!(
         "
 The relay stays up until Ctrl-C. In another terminal:
@@ -590,7 +576,10 @@ The relay stays up until Ctrl-C. In another terminal:
   # a token of your own (the keys: {device_pem}, {peer_pem})
   TOKEN=$({program} token mint --device-key {device_pem} --peer-id {peer_id} --relay {relay} --allocation-id {allocation_id} --ttl 1h)
   {program} token inspect \"$TOKEN\"
-  {program} token verify \"$TOKEN\" --device-key-hex {device_id} --relay-id {relay_id} --allocation-id {allocation_id}"
+  {program} token verify \"$TOKEN\" --device-key-hex {device_id} --relay-id {relay_id} --allocation-id {allocation_id}
+
+  # how fast is it?
+  {program} bench --relay {relay} --pairs 10 --size 1200 --rate 10000 --secs 5 --mode datagram --relay-pid {pid}"
     )
 }
 

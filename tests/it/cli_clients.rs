@@ -165,7 +165,7 @@ fn quickstart_stays_and_its_next_steps_work() {
     assert!(stdout.by_ref().any(|line| line.contains("All of it held")), "{:#?}", quickstart.seen);
     let mut script = vec!["set -eu".to_owned()];
     for line in stdout.by_ref() {
-        let last = line.contains(" token verify ");
+        let last = line.contains(" bench ");
         if let Some(step) = line.strip_prefix("  ") {
             script.push(step.replace("--pairs 10", "--pairs 2").replace("--secs 5", "--secs 1"));
         }

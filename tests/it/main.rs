@@ -11,6 +11,7 @@
 
 mod architecture;
 mod cli;
+mod cli_bench;
 mod cli_clients;
 mod cli_serve;
 mod log_hygiene;

@@ -1,0 +1,261 @@
+//! `bench` against real relays: what it counts is what was sent, and what the relay ends is said by code.
+
+use std::{fs, io::Read as _, process::Stdio, time::Duration};
+
+use serde_json::Value;
+use zrc_relay::clock::Clock;
+
+use crate::{
+    cli::{command, run},
+    cli_serve::{Relay, Running},
+};
+
+fn bench(relay: &Relay, args: &[&str]) -> Value {
+    let ran = run(&[&["bench", "--json", "--relay", &relay.descriptor()], args].concat());
+    assert_eq!(ran.exit, 0, "{ran:?}");
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let keys: Vec<_> = report.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(
+        keys,
+        [
+            "closed",
+            "delivered",
+            "delivered_bytes",
+            "loss",
+            "pps",
+            "relay_cpu_ms_per_setup",
+            "relay_cpu_us_per_delivered",
+            "relay_rss_kib_per_pair",
+            "rtt_p50_us",
+            "rtt_p99_us",
+            "secs",
+            "sent",
+        ]
+    );
+    report
+}
+
+fn number(report: &Value, key: &str) -> f64 {
+    report[key].as_f64().unwrap_or_else(|| panic!("{key}: {report}"))
+}
+
+/// A metric's value now.
+fn metric(relay: &Relay, name: &str) -> u64 {
+    let (_, text) = relay.get("/metrics");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("0");
+    line.parse().unwrap()
+}
+
+#[test]
+fn both_modes_measure_and_leave_nothing() {
+    let relay = Relay::dev();
+    let pid = relay.process.child.id().to_string();
+    for mode in ["datagram", "stream"] {
+        let args = [
+            "--pairs",
+            "4",
+            "--size",
+            "300",
+            "--rate",
+            "400",
+            "--secs",
+            "2",
+            "--mode",
+            mode,
+            "--relay-pid",
+            &pid,
+        ];
+        let report = bench(&relay, &args);
+        let (sent, delivered) = (number(&report, "sent"), number(&report, "delivered"));
+        // A machine that is busy may hold the sender up, never drive it on.
+        assert!((400.0..=801.0).contains(&sent), "{report}");
+        assert!(delivered <= sent && delivered >= 0.9 * sent, "{report}");
+        assert_eq!(number(&report, "delivered_bytes"), 300.0 * delivered);
+        assert!((number(&report, "loss") - (1.0 - delivered / sent)).abs() < 1e-5, "{report}");
+        assert!(
+            (number(&report, "pps") * number(&report, "secs") / delivered - 1.0).abs() < 0.01,
+            "{report}"
+        );
+        assert!(number(&report, "rtt_p50_us") > 0.0);
+        assert!(number(&report, "rtt_p99_us") >= number(&report, "rtt_p50_us"));
+        assert!(number(&report, "relay_cpu_us_per_delivered") > 0.0);
+        assert!(number(&report, "relay_cpu_ms_per_setup") > 0.0);
+        number(&report, "relay_rss_kib_per_pair");
+        assert_eq!(report["closed"], serde_json::json!({}));
+    }
+    assert_eq!(metric(&relay, "zrc_relay_allocations"), 0);
+    assert_eq!(metric(&relay, "zrc_relay_allocations_ended_total{code=\"RELEASED\"}"), 8);
+    let bytes = metric(&relay, "zrc_relay_forwarded_bytes_total{from=\"device\",kind=\"stream\"}");
+    assert!(bytes > 0);
+}
+
+#[test]
+fn holding_measures_what_can_be_measured() {
+    let relay = Relay::dev();
+    let report = bench(&relay, &["--pairs", "3", "--rate", "0", "--secs", "1"]);
+    assert_eq!((&report["sent"], &report["delivered_bytes"]), (&0.into(), &0.into()));
+    assert!(number(&report, "secs") >= 1.0);
+    for key in [
+        "pps",
+        "loss",
+        "rtt_p50_us",
+        "rtt_p99_us",
+        "relay_cpu_us_per_delivered",
+        "relay_cpu_ms_per_setup",
+        "relay_rss_kib_per_pair",
+    ] {
+        assert_eq!(report[key], Value::Null, "{key}");
+    }
+    let pid = relay.process.child.id().to_string();
+    let report = bench(&relay, &["--pairs", "3", "--rate", "0", "--secs", "1", "--relay-pid", &pid]);
+    assert!(number(&report, "relay_cpu_ms_per_setup") > 0.0);
+    number(&report, "relay_rss_kib_per_pair");
+    assert_eq!(report["relay_cpu_us_per_delivered"], Value::Null);
+    assert_eq!(metric(&relay, "zrc_relay_allocations"), 0);
+}
+
+#[test]
+fn a_quota_ends_its_pairs_and_is_counted() {
+    let relay = Relay::dev();
+    for mode in ["datagram", "stream"] {
+        let quota = 100_000;
+        let report = bench(
+            &relay,
+            &[
+                "--pairs", "2", "--size", "1000", "--rate", "2000", "--secs", "20", "--mode", mode,
+                "--quota", "100000",
+            ],
+        );
+        assert_eq!(report["closed"], serde_json::json!({"QUOTA_EXCEEDED": 2}), "{report}");
+        let bytes = number(&report, "delivered_bytes");
+        assert!(bytes <= f64::from(2 * quota) && bytes >= 1.5 * f64::from(quota), "{mode}: {report}");
+        // Nobody is left to send to: it does not wait for the end.
+        assert!(number(&report, "secs") < 15.0, "{report}");
+    }
+}
+
+#[test]
+fn a_rate_limit_is_seen() {
+    let relay = Relay::dev();
+    let report = bench(
+        &relay,
+        &["--pairs", "1", "--size", "1000", "--rate", "400", "--secs", "3", "--bandwidth", "50000"],
+    );
+    assert_eq!(report["closed"], serde_json::json!({}), "{report}");
+    // 1.2 MB offered, 150 kB and a burst allowed.
+    assert!(number(&report, "loss") > 0.5, "{report}");
+    assert!(metric(&relay, "zrc_relay_dropped_datagrams_total{reason=\"byte_rate\"}") > 0);
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let relay = Relay::dev();
+    let descriptor = relay.descriptor();
+    for (args, exit, word) in [
+        (&["--mode", "raw"][..], 69, "raw channel"),
+        (&["--relay-pid", "4294967295"], 2, "no such process"),
+        (&["--relay-pid", "0"], 2, "relay-pid"),
+        (&["--pairs", "0"], 2, "pairs"),
+        (&["--size", "0"], 2, "size"),
+        (&["--size", "65537"], 2, "size"),
+        (&["--secs", "0"], 2, "secs"),
+        (&["--relay-id", "00000000000000000000000000000000"], 1, "TOKEN_INVALID"),
+    ] {
+        let ran = run(&[&["bench", "--json", "--relay", &descriptor], args].concat());
+        assert_eq!((ran.exit, ran.stdout.as_str()), (exit, ""), "{args:?}: {ran:?}");
+        assert!(ran.stderr.contains(word), "{word}: {ran:?}");
+    }
+}
+
+/// The tokens ask for the most that a token can: the tier caps it.
+#[test]
+fn the_tier_caps_what_the_tokens_ask_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.toml");
+    fs::write(
+        &path,
+        "state_dir = \"state\"\n[relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\nself_certified = true\n\
+         default_quota = 1000\n[ops]\nlisten_port = 0\n",
+    )
+    .unwrap();
+    let relay = Relay::start(&["serve", "--config", path.to_str().unwrap()], folder);
+    let report = bench(&relay, &["--pairs", "1", "--size", "400", "--rate", "100", "--secs", "20"]);
+    assert_eq!(report["closed"], serde_json::json!({"QUOTA_EXCEEDED": 1}), "{report}");
+    assert_eq!(number(&report, "delivered_bytes"), 800.0);
+}
+
+#[test]
+fn an_interrupted_run_reports_and_releases() {
+    let relay = Relay::dev();
+    let args =
+        ["bench", "--json", "--relay", &relay.descriptor(), "--pairs", "2", "--rate", "100", "--secs", "600"];
+    let mut running = Running::start(&mut command(&args), Stdio::piped());
+    wait_until(|| metric(&relay, "zrc_relay_forwarded_datagrams_total{from=\"device\"}") > 10);
+    running.signal("INT");
+    let status = running.end();
+    assert_eq!(status.code(), Some(0), "{:#?}", running.seen);
+    let mut stdout = String::new();
+    running.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert!(number(&report, "delivered") > 10.0 && number(&report, "secs") < 500.0);
+    assert_eq!(metric(&relay, "zrc_relay_allocations"), 0);
+}
+
+/// Looks again and again; what is looked at is in another process and tells nobody.
+fn wait_until(mut holds: impl FnMut() -> bool) {
+    let clock = Clock::start();
+    while !holds() {
+        assert!(clock.mono() < Duration::from_secs(60), "it does not come to pass");
+        std::thread::yield_now();
+    }
+}
+
+/// Clients that are stopped acknowledge nothing. The relay leaves all the same, within its deadline.
+#[test]
+fn a_relay_leaves_within_its_deadline_whatever_its_clients_do() {
+    let mut relay = Relay::dev();
+    let frozen = freeze_clients(&relay);
+    let clock = Clock::start();
+    relay.process.signal("TERM");
+    relay.process.line_with("leaving");
+    assert_eq!(relay.process.end().code(), Some(0), "{:#?}", relay.process.seen);
+    assert!(clock.mono() < Duration::from_secs(30));
+    drop(frozen);
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let mut relay = Relay::dev();
+    let frozen = freeze_clients(&relay);
+    relay.process.signal("TERM");
+    relay.process.line_with("leaving");
+    relay.process.signal("INT");
+    assert_eq!(relay.process.end().code(), Some(130), "{:#?}", relay.process.seen);
+    drop(frozen);
+}
+
+/// Clients with an allocation each, which then are stopped by SIGSTOP.
+fn freeze_clients(relay: &Relay) -> Running {
+    let args = ["bench", "--relay", &relay.descriptor(), "--pairs", "3", "--rate", "0", "--secs", "600"];
+    let frozen = Running::start(&mut command(&args), Stdio::null());
+    wait_until(|| metric(relay, "zrc_relay_allocations") == 3 && metric(relay, "zrc_relay_connections") == 6);
+    frozen.signal("STOP");
+    frozen
+}
+
+/// Clients hear why: DRAINING, by its name.
+#[test]
+fn clients_are_told_that_the_relay_leaves() {
+    let mut relay = Relay::dev();
+    let args =
+        ["bench", "--json", "--relay", &relay.descriptor(), "--pairs", "3", "--rate", "30", "--secs", "600"];
+    let mut clients = Running::start(&mut command(&args), Stdio::piped());
+    wait_until(|| metric(&relay, "zrc_relay_forwarded_datagrams_total{from=\"device\"}") > 3);
+    relay.process.signal("TERM");
+    assert_eq!(relay.process.end().code(), Some(0), "{:#?}", relay.process.seen);
+    assert_eq!(clients.end().code(), Some(0), "{:#?}", clients.seen);
+    let mut stdout = String::new();
+    clients.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report["closed"], serde_json::json!({"DRAINING": 3}), "{report}");
+}
