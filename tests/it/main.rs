@@ -14,5 +14,6 @@ mod cli;
 mod cli_bench;
 mod cli_clients;
 mod cli_serve;
+mod client;
 mod log_hygiene;
 mod meter;
