@@ -115,6 +115,13 @@ fn bench_threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(4)
 }
 
+/// The first randomness that the TLS library draws costs a process tens of milliseconds. It is drawn here, so that
+/// no client waits for it and no measurement includes it.
+fn warm_up_tls() {
+    // Should it fail, the first handshake says so.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut [0; 32]);
+}
+
 /// Runs a command's future on a runtime of its own.
 fn block_on(threads: usize, work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     let mut builder = match threads {

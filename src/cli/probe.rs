@@ -12,7 +12,7 @@ use super::{
     relay_arg::{RELAY_HELP, RelayArgs},
 };
 use crate::{
-    client::{ConnectError, End, Options, Relay, Session},
+    client::{ConnectError, End, Event, Options, Relay, Session},
     config::parse_duration,
     wire::{CloseCode, DeviceId, Role},
 };
@@ -190,6 +190,7 @@ impl Probe {
         let options = Options { connect_timeout: self.timeout, reconnect: false, ..Options::default() };
         let relay = Relay::new(descriptor).with_options(options);
 
+        super::warm_up_tls();
         let started = Instant::now();
         let device = match relay.connect(keys.ticket(&token, Role::Device)?).await {
             Ok(session) => session,
@@ -216,8 +217,25 @@ impl Probe {
             }
         }
         let release = async {
-            device.release().await?;
-            Ok("the allocation is over".into())
+            // The relay's word is what counts; the connection lingers a little after it.
+            let mut events = device.events();
+            let released = async {
+                loop {
+                    match events.recv().await {
+                        Some(Event::Ended(end)) => break end,
+                        Some(_) => {}
+                        None => break device.closed().await,
+                    }
+                }
+            };
+            let end = tokio::select! {
+                end = released => end,
+                _ = device.release() => device.closed().await,
+            };
+            match end.code() {
+                Some(CloseCode::Released) => Ok("the allocation is over".into()),
+                _ => Err(end.into()),
+            }
         };
         let released = steps.take("release", self.timeout, release).await?;
         if let Some(peer) = peer {

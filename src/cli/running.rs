@@ -41,6 +41,7 @@ impl Running {
         let Config { state_dir, relay: wanted, ops } = config;
         let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
         let state = State::open(state_dir, &wanted.server_name, given)?;
+        super::warm_up_tls();
         let clock = Clock::start();
         let metrics = Arc::new(Metrics::new().or_fail(Exit::Software, "cannot declare the metrics")?);
 
@@ -79,7 +80,13 @@ impl Running {
                 StartError::Bind { .. } | StartError::Io(_) => Exit::Unavailable,
                 _ => Exit::Config,
             };
-            Failure { exit, error: error.into() }
+            let hint = match error {
+                StartError::Bind { addr, .. } if addr.is_ipv6() => {
+                    "the relay does not start; where IPv6 is switched off, listen_addr = \"0.0.0.0\" is needed"
+                }
+                _ => "the relay does not start",
+            };
+            Failure { exit, error: anyhow::Error::new(error).context(hint) }
         })?;
 
         let listening = relay.local_addr();
@@ -127,9 +134,14 @@ impl Running {
         format!("http://{}", self.ops.local_addr())
     }
 
+    /// From now on `/ready` says that new work is not welcome.
+    pub(super) fn begin_leaving(&self) {
+        self.readiness.set_draining();
+    }
+
     /// Unready first, then goodbye to every client, then the end, within `deadline`.
     pub(super) async fn stop(self, deadline: Duration) {
-        self.readiness.set_draining();
+        self.begin_leaving();
         self.relay.shutdown(deadline).await;
         self.ops.stop().await;
     }

@@ -66,6 +66,7 @@ impl Serve {
         let running = Running::start(config).await?;
         running.announce();
         signals.next().await;
+        running.begin_leaving();
         out::say(format_args!(
             "leaving: telling the clients, for at most {} s (a second signal ends at once)",
             STOP_TIMEOUT.as_secs()

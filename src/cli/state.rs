@@ -16,8 +16,7 @@ use std::{
 };
 
 use rustls::{
-    client::verify_server_name,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::ParsedCertificate,
 };
 
@@ -144,7 +143,7 @@ fn own_certificate(folder: &Path, server_name: &str) -> Result<Certificate, Fail
     let cert_path = folder.join("cert.pem");
     if let Ok(leaf) = CertificateDer::from_pem_file(&cert_path) {
         let certificate = Certificate { chain: vec![leaf], key: key.clone_key() };
-        if certificate.check().is_ok() && names(&certificate, server_name) {
+        if certificate.check().is_ok() && certificate.is_for(server_name) {
             return Ok(certificate);
         }
     }
@@ -163,13 +162,6 @@ fn own_certificate(folder: &Path, server_name: &str) -> Result<Certificate, Fail
     let certificate = Certificate { chain: vec![leaf.der().clone()], key };
     certificate.check().or_fail(Exit::Data, &damaged)?;
     Ok(certificate)
-}
-
-fn names(certificate: &Certificate, server_name: &str) -> bool {
-    let Some(leaf) = certificate.chain.first() else { return false };
-    let parsed = ParsedCertificate::try_from(leaf);
-    let name = ServerName::try_from(server_name);
-    matches!((parsed, name), (Ok(parsed), Ok(name)) if verify_server_name(&parsed, &name).is_ok())
 }
 
 fn pin_of(certificate: &Certificate) -> Result<SpkiPin, Failure> {
@@ -210,7 +202,7 @@ mod tests {
         let renamed = open(folder.path(), "relay.example.com").unwrap();
         assert_eq!(renamed.pin, first.pin);
         assert_ne!(renamed.certificate.chain, first.certificate.chain);
-        assert!(names(&renamed.certificate, "relay.example.com"));
+        assert!(renamed.certificate.is_for("relay.example.com"));
     }
 
     #[test]

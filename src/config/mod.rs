@@ -17,7 +17,10 @@ use std::{
     time::Duration,
 };
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use rustls::{
+    client::verify_server_name,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
 use toml::{Table, Value};
 
 pub use fault::{Fault, Faults};
@@ -279,19 +282,18 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
         relay.read("listen_port", "4433", read::number(0..=u16::MAX)).unwrap_or(DEFAULT_RELAY_PORT);
     let public =
         relay.read("public_addr", r#""203.0.113.7""#, |value| read::text(value)?.parse::<PublicAddr>());
-    let server_name = relay
-        .read("server_name", r#""relay.example.com""#, |value| {
-            let name = read::text(value)?;
-            ServerName::try_from(name.as_str())
-                .map(|_| name.clone())
-                .map_err(|_| "this must be a host name or an IP address, as in the certificate")
-        })
-        .unwrap_or_else(|| DEFAULT_SERVER_NAME.into());
+    let server_name = relay.read("server_name", r#""relay.example.com""#, |value| {
+        let name = read::text(value)?;
+        ServerName::try_from(name.as_str())
+            .map(|_| name.clone())
+            .map_err(|_| "this must be a host name or an IP address, as in the certificate")
+    });
     let region = relay.read("region", r#""eu-west""#, region);
     let relay_id = relay.read("relay_id", &format!("{:?}", "0f".repeat(16)), |value| {
         read::text(value)?.parse::<RelayId>().map_err(|error| error.to_string())
     });
     let certificate = read_certificate(&mut relay, folder);
+    let server_name = check_server_name(&mut relay, server_name, certificate.as_ref());
 
     let limit = |relay: &mut Section<'_>, key, example, default| {
         relay.read(key, example, read::limit).unwrap_or(Some(default))
@@ -442,7 +444,48 @@ fn read_certificate(relay: &mut Section<'_>, folder: &Path) -> Option<Certificat
     Some(certificate)
 }
 
+/// The name that clients check: the configured one, else the certificate's first, else the default. A certificate
+/// without any name can only be trusted by its pin, and the name then does not matter.
+fn check_server_name(
+    relay: &mut Section<'_>,
+    configured: Option<String>,
+    certificate: Option<&Certificate>,
+) -> String {
+    let names = certificate.map(Certificate::dns_names).unwrap_or_default();
+    match configured {
+        Some(name) => {
+            if !names.is_empty() && !certificate.is_some_and(|certificate| certificate.is_for(&name)) {
+                relay.fault(
+                    "server_name",
+                    Some(&Value::String(name.clone())),
+                    format!("the certificate in quic_cert_path is for {}", names.join(", ")),
+                    names.first().map(|name| format!("server_name = {name:?}")).unwrap_or_default(),
+                );
+            }
+            name
+        }
+        // A wildcard stands for names that nobody but the operator knows.
+        None => names
+            .into_iter()
+            .find(|name| !name.starts_with('*'))
+            .unwrap_or_else(|| DEFAULT_SERVER_NAME.into()),
+    }
+}
+
 impl Certificate {
+    /// The host names that the leaf is for, wildcards included; none when it is for addresses, or cannot be read.
+    pub fn dns_names(&self) -> Vec<String> {
+        let leaf = self.chain.first().and_then(|leaf| webpki::EndEntityCert::try_from(leaf).ok());
+        leaf.map(|leaf| leaf.valid_dns_names().map(str::to_owned).collect()).unwrap_or_default()
+    }
+
+    /// Whether the leaf is for this host name or address.
+    pub fn is_for(&self, name: &str) -> bool {
+        let leaf = self.chain.first().map(rustls::server::ParsedCertificate::try_from);
+        let name = ServerName::try_from(name);
+        matches!((leaf, name), (Some(Ok(leaf)), Ok(name)) if verify_server_name(&leaf, &name).is_ok())
+    }
+
     /// Whether TLS can use the key, and whether it is the leaf's.
     ///
     /// # Errors
@@ -742,7 +785,18 @@ mod tests {
             Config::parse(&text, folder.path())
         };
         let good = with("a.crt", "a.key").unwrap();
-        assert_eq!(good.relay.certificate.unwrap().chain.len(), 1);
+        assert_eq!(good.relay.certificate.as_ref().unwrap().chain.len(), 1);
+        assert_eq!(good.relay.server_name, "a", "the certificate's own name is the default");
+        let named = |name: &str| {
+            let text = format!(
+                "{OPEN}server_name = {name:?}\nquic_cert_path = \"a.crt\"\nquic_key_path = \"a.key\"\n"
+            );
+            Config::parse(&text, folder.path())
+        };
+        assert_eq!(named("a").unwrap().relay.server_name, "a");
+        let other = named("b").unwrap_err();
+        assert_eq!((other.0.len(), other.0[0].key.as_str()), (1, "relay.server_name"));
+        assert!(other.0[0].reason.contains("is for a"), "{other}");
         for (cert, key, blamed) in [
             ("a.crt", "", &["quic_key_path"][..]),
             ("", "a.key", &["quic_cert_path"]),

@@ -210,7 +210,8 @@ fn wait_until(mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Clients that are stopped acknowledge nothing. The relay leaves all the same, within its deadline.
+/// Clients that are stopped acknowledge nothing. The relay leaves all the same, within its deadline, and is not ready
+/// while it does.
 #[test]
 fn a_relay_leaves_within_its_deadline_whatever_its_clients_do() {
     let mut relay = Relay::dev();
@@ -218,6 +219,10 @@ fn a_relay_leaves_within_its_deadline_whatever_its_clients_do() {
     let clock = Clock::start();
     relay.process.signal("TERM");
     relay.process.line_with("leaving");
+    // It waits for the clients for a second; a test that comes later finds nobody, and never a relay that is ready.
+    if let Ok(answer) = relay.try_get("/ready") {
+        assert_eq!(answer, (503, r#"{"ready":false,"reason":"draining"}"#.into()));
+    }
     assert_eq!(relay.process.end().code(), Some(0), "{:#?}", relay.process.seen);
     assert!(clock.mono() < Duration::from_secs(30));
     drop(frozen);
