@@ -115,29 +115,31 @@ enum Mode {
 fn after_help() -> String {
     format!(
         "\
-The load is open: it keeps its rate whatever comes back. A sender that is held up catches up by at most 20 ms;
-what does not fit its buffer is not sent, and not counted as sent. Round trips are sampled: at most one in ten is
-sent back by the other side.
+The load is open: it keeps its rate whatever comes back. A sender that is held up catches
+up by at most 20 ms. What does not fit its buffer is not sent, and not counted as sent.
+Round trips are sampled: at most one in ten is sent back by the other side.
 
 --json prints one object on stdout; what was not measured is null:
-  sent, delivered             datagrams or records, both directions and echoes included
+  sent, delivered             datagrams or records, both directions, echoes included
   delivered_bytes             their payload
-  secs, pps, loss             how long was sent; delivered a second; the share of what was sent that did not arrive
+  secs, pps                   how long was sent; how many were delivered a second
+  loss                        the share of what was sent that did not arrive
   rtt_p50_us, rtt_p99_us      of the sampled round trips
-  relay_cpu_us_per_delivered  CPU of the relay while sending and delivering, setting up not included
-  relay_cpu_ms_per_setup      CPU of the relay from before the first connect until all pairs are ready, a client
+  relay_cpu_us_per_delivered  CPU of the relay while sending and delivering alone
+  relay_cpu_ms_per_setup      CPU of the relay for one client, from before the first
+                              connect until all pairs are ready
   relay_rss_kib_per_pair      growth of the relay's memory since before the first connect
   closed                      allocations that the relay ended, by code
 
-Where devices certify themselves only: each pair makes its own keys. SIGINT ends the run early and reports.
-Exit 0: measured, whatever was lost or closed; 1: a client was refused; 69: no answer, or --mode raw, which no
-relay has yet.
+Each pair makes its own keys: this is for relays where devices certify themselves.
+SIGINT ends the run early and reports. Exit 0: measured, whatever was lost or closed;
+1: a client was refused; 69: no answer, or --mode raw, which no relay has yet.
 
 {RELAY_HELP}
 
 Examples:
-  zrc-relay bench --relay relay.json --pairs 200 --size 1200 --rate 20000 --secs 10 --mode datagram \\
-    --relay-pid $(pidof zrc-relay) --json
+  zrc-relay bench --relay relay.json --pairs 200 --rate 20000 --relay-pid $(pidof zrc-relay)
+  zrc-relay bench --relay relay.json --pairs 10 --rate 5000 --mode stream --json
   zrc-relay bench --relay relay.json --pairs 1000 --rate 0 --secs 5"
     )
 }

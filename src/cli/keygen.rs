@@ -13,8 +13,8 @@ use super::{Exit, Failure, OrFail as _, files, out};
 /// Make an Ed25519 key, for a device or for a peer
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The id that is printed is the public key in hex: the device id of a device, the peer id of a peer.
-Give the id away, keep the file.
+The id that is printed is the public key in hex: the device id of a device, the peer id of a
+peer. Give the id away, keep the file.
 
 Examples:
   zrc-relay keygen --out device.pem

@@ -21,8 +21,9 @@ pub struct LogArgs {
     /// What to log: error, warn, info, debug, trace, or by module, as zrc_relay=debug,quinn=warn
     #[arg(long, global = true, value_name = "FILTER", env = "RUST_LOG", help_heading = "Log")]
     log: Option<String>,
-    /// How the log looks
+    /// How the log looks: text, or json with one object a line
     #[arg(
+        hide_possible_values = true,
         long,
         global = true,
         value_name = "FORMAT",

@@ -47,10 +47,14 @@ pub struct Probe {
 fn after_help() -> String {
     format!(
         "\
-Steps: find (what --relay says), resolve, handshake (QUIC and trust), join (token and proof), meet (the other
-side joins and both are told), datagram (there and back), stream (there and back), release.
-A step that fails says why in one word: the relay's code (TOKEN_INVALID, CAPACITY, ...), or timeout, transport,
-resolve, untrusted, handshake, protocol. Exit 0: all held; 1: the relay refused or a step failed; 69: no answer.
+Steps:
+  find       what --relay says        meet      the other side joins, both are told
+  resolve    the relay's address      datagram  there and back
+  handshake  QUIC and trust           stream    there and back
+  join       token and proof          release   the allocation ends
+A step that fails says why in one word: the relay's code (TOKEN_INVALID, CAPACITY, ...), or
+timeout, transport, resolve, untrusted, handshake, protocol.
+Exit 0: all held; 1: the relay refused, or a step failed; 69: no answer.
 
 {RELAY_HELP}
 

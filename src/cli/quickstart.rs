@@ -57,15 +57,18 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// See it work: a relay and two clients on this machine, no configuration needed
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Makes certificate and keys in a state directory (~/.local/state/zrc-relay/quickstart), starts a relay on free ports of
-127.0.0.1, mints a token, connects a device and a peer through it, and shows: the handshake, 10 000 datagrams
-each way, 64 MiB over a stream each way, a forged token refused, a client killed and resumed.
-Then the relay stays up and the next commands to try are printed; with --once it ends, exit 0 if all held, else 1.
+Makes certificate and keys in a state directory (~/.local/state/zrc-relay/quickstart),
+starts a relay on free ports of 127.0.0.1, mints a token, connects a device and a peer
+through it, and shows: the handshake, 10 000 datagrams each way, 64 MiB over a stream each
+way, a forged token refused, a client killed and resumed. Then the relay stays up and the
+next commands to try are printed; with --once it ends, exit 0 if all held, else 1.
 
 --json prints one object on stdout, null where nothing was measured:
-  {\"ok\", \"handshake_ms\", \"datagrams\": {\"sent\", \"received\", \"rtt_p50_us\", \"rtt_p99_us\"},
-   \"streams\": {\"bytes\", \"sha256_equal\", \"mbytes_per_sec\"}, \"forged_token_refused\", \"resumed\"}
-sent counts what the device sent, received what came back from the peer; bytes are those of one way.
+  {\"ok\", \"handshake_ms\",
+   \"datagrams\": {\"sent\", \"received\", \"rtt_p50_us\", \"rtt_p99_us\"},
+   \"streams\": {\"bytes\", \"sha256_equal\", \"mbytes_per_sec\"},
+   \"forged_token_refused\", \"resumed\"}
+sent is what the device sent, received what came back from the peer; bytes are one way's.
 
 Examples:
   zrc-relay quickstart

@@ -12,7 +12,7 @@ const WELL_KNOWN: &str = "/.well-known/zrc-relay";
 /// Said below the help of every command that takes `--relay`.
 pub(super) const RELAY_HELP: &str = "\
 --relay takes
-  a file           relay.json, which the relay writes into its state directory (or that directory)
+  a file           relay.json, which the relay writes into its state directory, or that one
   a URL            http://IP:PORT of the relay's ops address
   host:port        of its UDP port, with --relay-id, and with --pin unless its certificate is
                    one that this machine trusts";

@@ -12,23 +12,24 @@ pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Run the relay
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The addresses, the relay's id and its pin are said on stderr at start. relay.json in the state directory,
-and /.well-known/zrc-relay on the ops address, tell clients the same: give them either as --relay.
+The addresses, the relay's id and its pin are said on stderr at start. relay.json in the
+state directory tells clients the same, and so does /.well-known/zrc-relay on the ops
+address: give them either as --relay.
 
-Without a configuration that says otherwise: UDP port 4433 on every address, ops on 127.0.0.1:9433, state in
-/var/lib/zrc-relay. relay.example.toml documents every key. All faults of a configuration are reported at once,
-exit code 78.
+Unless the configuration says otherwise: UDP port 4433 on every address, ops on
+127.0.0.1:9433, state in /var/lib/zrc-relay. relay.example.toml documents every key.
+All faults of a configuration are reported at once, exit code 78.
 
---dev listens on free ports of 127.0.0.1, serves every device that proves its own key, without limits, and keeps
-its state in ~/.local/state/zrc-relay/dev. It is for this machine alone.
+--dev listens on free ports of 127.0.0.1, serves every device that proves its own key,
+without limits, and keeps its state in ~/.local/state/zrc-relay/dev.
 
-SIGTERM and SIGINT: not ready first, then every client is told DRAINING, then the end, within 10 seconds.
-A second signal ends at once.
+SIGTERM and SIGINT: not ready first, then every client is told DRAINING, then the end,
+within 10 seconds. A second signal ends at once.
 
 Examples:
   zrc-relay serve --config /etc/zrc-relay/relay.toml
   zrc-relay serve --dev --state-dir /tmp/relay
-  zrc-relay token mint --device-key device.pem --peer-id \"$PEER\" --relay /tmp/relay/relay.json")]
+  zrc-relay probe --relay /tmp/relay/relay.json")]
 pub struct Serve {
     /// The configuration
     #[arg(long, value_name = "FILE", required_unless_present = "dev")]

@@ -37,15 +37,15 @@ pub enum Token {
 fn mint_help() -> String {
     format!(
         "\
-The token goes to stdout, 240 characters; both sides connect with it, each proving its own key.
-A limit that is not asked for is the relay's default for its tier.
+The token goes to stdout, 240 characters. Both sides connect with it, and each proves its
+own key. A limit that is not asked for is the default of the relay's tier.
 
 {RELAY_HELP}
 
 Examples:
   zrc-relay keygen --out device.pem
   PEER=$(zrc-relay keygen --out peer.pem)
-  TOKEN=$(zrc-relay token mint --device-key device.pem --peer-id \"$PEER\" --relay relay.json --ttl 1h)"
+  zrc-relay token mint --device-key device.pem --peer-id \"$PEER\" --relay relay.json --ttl 1h"
     )
 }
 
@@ -61,7 +61,8 @@ Prints `valid`, exit 0, or the reason in one word, exit 1:
   lifetime_too_long  expires_at is further ahead than --max-lifetime
 
 Example:
-  zrc-relay token verify \"$TOKEN\" --device-key-hex \"$DEVICE\" --relay-id \"$RELAY\" --allocation-id \"$ALLOCATION\"";
+  zrc-relay token verify \"$TOKEN\" --device-key-hex \"$DEVICE\" \\
+    --relay-id \"$RELAY\" --allocation-id \"$ALLOCATION\"";
 
 /// Sign a token for one allocation and print it
 #[derive(Debug, clap::Args)]
