@@ -209,3 +209,30 @@ fn scale(value: u64, numerator: u64, denominator: u64, round_up: bool) -> u64 {
         .checked_div(u128::from(denominator))
         .map_or(0, |quotient| u64::try_from(quotient).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scaling_is_exact_within_64_bits_and_beyond() {
+        assert_eq!(scale(7, 10, 4, false), 17);
+        assert_eq!(scale(7, 10, 4, true), 18);
+        assert_eq!(scale(8, 10, 4, true), 20);
+        assert_eq!(scale(u64::MAX, 3, 7, false), 7_905_747_460_161_236_406);
+        assert_eq!(scale(u64::MAX, 3, 7, true), 7_905_747_460_161_236_407);
+        assert_eq!(scale(u64::MAX, NANOS_PER_SEC, u64::MAX, true), NANOS_PER_SEC);
+        assert_eq!(scale(u64::MAX, 1, u64::MAX, true), 1);
+        assert_eq!(scale(u64::MAX, 1, 3, true), 6_148_914_691_236_517_205);
+    }
+
+    #[test]
+    fn scaling_stops_at_the_ends() {
+        assert_eq!(scale(u64::MAX, 2, 1, false), u64::MAX);
+        assert_eq!(scale(u64::MAX, u64::MAX, 2, true), u64::MAX);
+        for round_up in [false, true] {
+            assert_eq!(scale(5, NANOS_PER_SEC, 0, round_up), 0);
+            assert_eq!(scale(u64::MAX, NANOS_PER_SEC, 0, round_up), 0);
+        }
+    }
+}

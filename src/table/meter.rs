@@ -139,7 +139,7 @@ impl Meter {
         let in_bucket = self.bytes.take_some(now_nanos, want_bytes as u64).map_err(over_byte_rate)?;
         let quota_bytes = self.quota_bytes.load(Relaxed);
         let granted_of = |used: u64| in_bucket.min(quota_bytes.saturating_sub(used));
-        let charge = |used: u64| Some(used + granted_of(used)).filter(|total| *total > used);
+        let charge = |used: u64| Some(used + granted_of(used));
         let granted = self.bytes_used.fetch_update(Relaxed, Relaxed, charge).map_or(0, granted_of);
         if granted < in_bucket {
             self.bytes.give_back(in_bucket - granted);
