@@ -125,7 +125,10 @@ impl Running {
         let pin = spki.map(|pin| pin.to_string()).unwrap_or_default();
         out::say(format_args!("zrc-relay {VERSION}"));
         out::say(format_args!("relay on {} (UDP), id {relay_id}, pin {pin}", self.relay.local_addr()));
-        out::say(format_args!("ops on {} /health /ready /metrics /.well-known/zrc-relay", self.ops_url()));
+        out::say(format_args!(
+            "ops on {} (status page) /health /ready /metrics /.well-known/zrc-relay",
+            self.ops_url()
+        ));
         out::say(format_args!("clients: --relay {}", self.descriptor_path.display()));
     }
 

@@ -1,9 +1,11 @@
-//! HTTP for those who run the relay: health, readiness, metrics, and the relay's description of itself.
+//! HTTP for those who run the relay: health, readiness, metrics, the relay's description of itself, and a page
+//! that shows them.
 //!
 //! Knows the relay only by the handles in [`Handles`]. Plain HTTP/1.1, meant for loopback or a private network.
 //! Whoever can connect can read everything here; nothing here changes anything. Connections are bounded in
 //! number ([`MAX_CONNECTIONS`]) and in time, so that a slow or silent caller cannot keep others out for long.
 
+mod page;
 mod readiness;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -163,7 +165,7 @@ fn log_end(ended: hyper::Result<()>) {
 }
 
 fn router(handles: Handles) -> Router {
-    Router::new()
+    page::routes()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
@@ -232,7 +234,7 @@ fn problem(status: StatusCode, detail: String) -> Response {
 }
 
 async fn no_such_page() -> Response {
-    let pages = "/health, /ready, /metrics and /.well-known/zrc-relay";
+    let pages = "/, /health, /ready, /metrics and /.well-known/zrc-relay";
     problem(StatusCode::NOT_FOUND, format!("there is no such page; there are {pages}"))
 }
 
@@ -247,14 +249,14 @@ async fn no_such_method(method: Method) -> Response {
     problem(StatusCode::METHOD_NOT_ALLOWED, detail)
 }
 
-/// Answers are about this moment, and are what they say they are.
+/// Answers are about this moment unless they say otherwise, and are what they say they are.
 async fn headers(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     if response.status() == StatusCode::GATEWAY_TIMEOUT {
         response = problem(StatusCode::GATEWAY_TIMEOUT, "the answer took too long".into());
     }
     let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
@@ -343,7 +345,7 @@ mod tests {
     async fn refuses_in_json() {
         let server = start(handles()).await;
         for (method, path, expected) in
-            [("GET", "/", 404), ("GET", "/healthz", 404), ("POST", "/health", 405)]
+            [("GET", "/assets/", 404), ("GET", "/healthz", 404), ("POST", "/health", 405), ("POST", "/", 405)]
         {
             let (status, head, body) = ask(&server, method, path).await;
             assert_eq!(status, expected);
