@@ -10,7 +10,7 @@ shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly CARGO_DENY_VERSION=0.20.2
-readonly STEPS=(fmt shell deny clippy doc test client cross interop)
+readonly STEPS=(fmt shell page deny clippy doc test client cross interop)
 readonly TARGET=${CARGO_TARGET_DIR:-$PWD/target}
 readonly VENV=$TARGET/venv
 export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
@@ -19,6 +19,7 @@ about() {
     case $1 in
     fmt) echo "the source is formatted (rustfmt)" ;;
     shell) echo "the shell scripts are sound (shellcheck)" ;;
+    page) echo "the status page's modules, under Node" ;;
     deny) echo "licences, sources and banned crates (cargo-deny)" ;;
     clippy) echo "no compiler or clippy warning in any target" ;;
     doc) echo "the documentation builds without a warning (rustdoc)" ;;
@@ -35,6 +36,7 @@ advice() {
     case $1 in
     fmt) echo "run 'cargo fmt'" ;;
     shell) echo "each SC number above is explained at https://www.shellcheck.net/wiki/" ;;
+    page) echo "'node --test --test-name-pattern=NAME tests/browser/modules.test.mjs' runs one test" ;;
     deny) echo "choose another crate, or say in .cargo/deny.toml why this one may come in" ;;
     clippy) echo "'cargo clippy --all-targets --fix' mends some of them" ;;
     doc) echo "the warning names the file and line of the comment" ;;
@@ -48,6 +50,8 @@ advice() {
 step_fmt() { cargo fmt --check; }
 
 step_shell() { shellcheck .ci/run tests/*.sh; }
+
+step_page() { limited 2m node --test tests/browser/*.test.mjs; }
 
 step_deny() {
     if ! cargo deny --version >/dev/null 2>&1; then
@@ -114,6 +118,7 @@ prepare() {
         fmt) cargo fmt --version >/dev/null 2>&1 || components+=(rustfmt) ;;
         clippy | client) cargo clippy --version >/dev/null 2>&1 || components+=(clippy) ;;
         shell) command -v shellcheck >/dev/null || packages+=(shellcheck) ;;
+        page) command -v node >/dev/null || packages+=(nodejs) ;;
         cross | interop) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
         esac
     done
