@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{Exit, Failure, out, running::Running, signals::Signals, state};
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 
 /// From the signal to the end. Clients acknowledge within a second where they can; the rest is for those that
 /// are slow. Below what service managers grant.
@@ -46,13 +46,8 @@ impl Serve {
     pub(super) async fn run(self) -> Result<Exit, Failure> {
         let config = match self.config {
             Some(path) => {
-                let mut config = Config::load(&path).map_err(|error| {
-                    let exit = match error {
-                        ConfigError::Read { .. } => Exit::NoInput,
-                        ConfigError::Faults { .. } => Exit::Config,
-                    };
-                    Failure { exit, error: error.into() }
-                })?;
+                let mut config = Config::load(&path)
+                    .map_err(|error| Failure { exit: Exit::Config, error: error.into() })?;
                 if let Some(folder) = self.state_dir {
                     config.state_dir = folder;
                 }

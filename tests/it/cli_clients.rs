@@ -176,7 +176,7 @@ fn quickstart_stays_and_its_next_steps_work() {
     let has_curl = Command::new("curl").arg("--version").output().is_ok();
     script.retain(|step| has_curl || !step.starts_with("curl "));
     let script = script.join("\n");
-    let pasted = Command::new("bash").args(["-c", &script]).env_remove("RUST_LOG").output().unwrap();
+    let pasted = Command::new("sh").args(["-c", &script]).env_remove("RUST_LOG").output().unwrap();
     let (out, err) = (String::from_utf8(pasted.stdout).unwrap(), String::from_utf8(pasted.stderr).unwrap());
     assert!(pasted.status.success(), "{script}\n{out}\n{err}");
     for part in ["\"status\":\"ok\"", "zrc_relay_allocations ", "ok   release", "allocation_id ", "\nvalid\n"]

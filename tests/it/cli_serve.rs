@@ -4,7 +4,10 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
-    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        process::ExitStatusExt as _,
+    },
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     time::Duration,
@@ -62,8 +65,9 @@ impl Running {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        // The shell's own: not every system has the program.
+        let kill = format!("kill -s {name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
     /// Waits for the end of it.
@@ -174,6 +178,47 @@ fn a_relay_keeps_its_pin_and_id() {
     assert_eq!(fs::metadata(state.join("key.pem")).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
+/// Where no state directory is named: below the user's home, and where there is none, in a folder of the user's own
+/// among the temporary ones.
+#[test]
+fn a_relay_for_development_finds_a_place_for_its_state() {
+    for (home, state) in
+        [("HOME", ".local/state/zrc-relay/dev"), ("XDG_STATE_HOME", "zrc-relay/dev"), ("TMPDIR", "*/dev")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let mut serve = command(&["serve", "--dev"]);
+        serve.env_remove("HOME").env_remove("XDG_STATE_HOME").env("TMPDIR", "/none").env(home, folder.path());
+        let mut process = Running::start(&mut serve, Stdio::null());
+        let line = process.line_with("--relay ");
+        let state = match state.strip_prefix('*') {
+            None => folder.path().join(state),
+            Some(rest) => {
+                let made: Vec<_> =
+                    fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+                assert_eq!(made.len(), 1);
+                assert_eq!(fs::metadata(&made[0]).unwrap().permissions().mode() & 0o777, 0o700);
+                made[0].join(rest.trim_start_matches('/'))
+            }
+        };
+        assert!(line.ends_with(state.join("relay.json").to_str().unwrap()), "{line} {state:?}");
+    }
+}
+
+/// Somebody else's folder, or one that others enter, is no place for keys.
+#[test]
+fn a_temporary_folder_that_others_enter_is_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let uid = fs::metadata("/proc/self").unwrap().uid();
+    let trap = folder.path().join(format!("zrc-relay-{uid}"));
+    fs::create_dir(&trap).unwrap();
+    fs::set_permissions(&trap, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut serve = command(&["serve", "--dev"]);
+    serve.env_remove("HOME").env_remove("XDG_STATE_HOME").env("TMPDIR", folder.path());
+    let output = serve.output().unwrap();
+    assert_eq!(output.status.code(), Some(73), "{output:?}");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--state-dir"));
+}
+
 #[test]
 fn a_wrong_configuration_is_refused_with_all_its_faults() {
     let folder = tempfile::tempdir().unwrap();
@@ -198,7 +243,7 @@ fn a_wrong_configuration_is_refused_with_all_its_faults() {
     }
     for (args, exit) in [
         (&["serve"][..], 2),
-        (&["serve", "--config", "/none"], 66),
+        (&["serve", "--config", "/none"], 78),
         (&["serve", "--dev", "--config", "x"], 2),
     ] {
         assert_eq!(command(args).output().unwrap().status.code(), Some(exit), "{args:?}");
