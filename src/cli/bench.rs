@@ -126,8 +126,8 @@ Round trips are sampled: at most one in ten is sent back by the other side.
   loss                        the share of what was sent that did not arrive
   rtt_p50_us, rtt_p99_us      of the sampled round trips
   relay_cpu_us_per_delivered  CPU of the relay while sending and delivering alone
-  relay_cpu_ms_per_setup      CPU of the relay for one client, from before the first
-                              connect until all pairs are ready
+  relay_cpu_ms_per_setup      CPU of the relay for one pair (two handshakes, two proofs),
+                              from before the first connect until all pairs are ready
   relay_rss_kib_per_pair      growth of the relay's memory since before the first connect
   closed                      allocations that the relay ended, by code
 
@@ -359,7 +359,7 @@ impl Bench {
                 .filter(|_| delivered > 0)
                 .map(|secs| rounded(secs * 1e6 / delivered as f64, 3)),
             relay_rss_kib_per_pair: growth_kib().map(|kib| rounded(kib / pairs, 2)),
-            relay_cpu_ms_per_setup: cpu(before, ready).map(|secs| rounded(secs * 1e3 / (2.0 * pairs), 4)),
+            relay_cpu_ms_per_setup: cpu(before, ready).map(|secs| rounded(secs * 1e3 / pairs, 4)),
             closed,
         }
     }
@@ -384,7 +384,7 @@ impl Bench {
             (
                 "relay CPU",
                 format!(
-                    "{} us each delivered, {} ms each client set up",
+                    "{} us each delivered, {} ms each pair set up",
                     or_dash(report.relay_cpu_us_per_delivered),
                     or_dash(report.relay_cpu_ms_per_setup)
                 ),

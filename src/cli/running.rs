@@ -41,7 +41,6 @@ impl Running {
         let Config { state_dir, relay: wanted, ops } = config;
         let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
         let state = State::open(state_dir, &wanted.server_name, given)?;
-        super::warm_up_tls();
         let clock = Clock::start();
         let metrics = Arc::new(Metrics::new().or_fail(Exit::Software, "cannot declare the metrics")?);
 

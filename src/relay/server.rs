@@ -96,6 +96,10 @@ impl RelayServer {
     /// [`StartError`]; nothing is left running.
     pub fn start(config: RelayConfig, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let spki = config.tls.spki()?;
+        // The first randomness that the TLS library draws costs it tens of milliseconds: not the first client.
+        let mut drawn = [0; 32];
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        provider.secure_random.fill(&mut drawn).map_err(|_| rustls::Error::FailedToGetRandomBytes)?;
         let server_config = tls::server_config(&config.tls, config.keepalive, config.rules.idle_timeout)?;
         let socket =
             bind(config.listen).map_err(|source| StartError::Bind { addr: config.listen, source })?;
