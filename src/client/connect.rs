@@ -37,10 +37,17 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 const MAX_ADDRESSES: usize = 8;
 /// Longer than any relay's own idle timer should be, so that an end has a code.
 const MAX_IDLE_TIMEOUT_MS: u32 = 120_000;
+/// The smallest window a stream gets, in bytes, whatever the options say.
+const MIN_STREAM_WINDOW: u32 = 16 * 1024;
+/// How often a connection that is idle says something, at most and at least: twice in the idle timeout.
+const MIN_KEEP_ALIVE: Duration = Duration::from_secs(1);
+const MAX_KEEP_ALIVE: Duration = Duration::from_millis(MAX_IDLE_TIMEOUT_MS as u64 / 2);
+/// quinn keeps a place for each stream from the beginning.
+const MAX_STREAMS: u32 = 1024;
 /// How much of a text from the relay is kept, in characters.
 const MAX_TEXT: usize = 256;
 /// How many alternatives a relay may name.
-pub(super) const MAX_RELAYS: usize = 16;
+pub(super) const MAX_RELAYS: usize = 8;
 
 /// Why there is no connection to the relay.
 ///
@@ -275,7 +282,11 @@ impl Sockets {
 
     /// Opens new sockets next time: one that outlived a sleep or a change of network may be dead without saying
     /// so. Connections that use the old ones keep them.
-    pub(super) fn forget(&self) {
+    /// A port that was asked for by number stays: it could not be opened again while the old socket is in use.
+    pub(super) fn forget(&self, options: &Options) {
+        if options.local_addr.is_some_and(|local| local.port() != 0) {
+            return;
+        }
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = [None, None];
     }
 }
@@ -407,19 +418,23 @@ fn transport_config(options: &Options) -> TransportConfig {
     acks.ack_eliciting_threshold(VarInt::from_u32(10));
 
     let mut config = TransportConfig::default();
-    let streams = options.max_streams.max(1);
-    let all_windows = u64::from(options.stream_window_bytes) * u64::from(streams) * 2;
+    let streams = options.max_streams.clamp(1, MAX_STREAMS);
+    // The control stream's window is the same, and it has to carry something.
+    let window = options.stream_window_bytes.max(MIN_STREAM_WINDOW);
+    let all_windows = u64::from(window).saturating_mul(2 * u64::from(streams));
     config
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(MAX_IDLE_TIMEOUT_MS))))
-        .keep_alive_interval(Some(options.keep_alive.max(Duration::from_secs(1))))
+        .keep_alive_interval(Some(options.keep_alive.clamp(MIN_KEEP_ALIVE, MAX_KEEP_ALIVE)))
         .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(Arc::new(cubic))
         .ack_frequency_config(Some(acks))
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(streams))
-        .stream_receive_window(VarInt::from_u32(options.stream_window_bytes))
+        .stream_receive_window(VarInt::from_u32(window))
         // Streams that the application does not read must not block the control stream: room for it beside them all.
-        .receive_window(VarInt::from_u64(all_windows + 2 * MAX_FRAME as u64).unwrap_or(VarInt::MAX))
+        .receive_window(
+            VarInt::from_u64(all_windows.saturating_add(2 * MAX_FRAME as u64)).unwrap_or(VarInt::MAX),
+        )
         .datagram_receive_buffer_size(Some(options.datagram_receive_buffer_bytes.max(64 * 1024)))
         .datagram_send_buffer_size(options.datagram_send_buffer_bytes);
     config

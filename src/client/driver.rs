@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     ConnectError, ConnectTimes, End, Event, Grant, Options, RefreshError, Relay, Session, Ticket,
     backoff::{self, Backoff},
-    connect::{ATTEMPT_TIMEOUT, Joined, Sockets, Target, attempt},
+    connect::{ATTEMPT_TIMEOUT, Joined, MAX_RELAYS, Sockets, Target, attempt},
     link::{self, Link, LinkEnd, Report},
     relay::Token,
     session::{COMMANDS, Shared},
@@ -66,10 +66,10 @@ pub(super) async fn connect(relay: &Relay, ticket: Ticket) -> Result<Session, Co
         sockets: Sockets::default(),
         options: options.clone(),
     });
-    let deadline = Instant::now() + options.connect_timeout;
+    // Longer than there is time: no deadline.
+    let deadline = Instant::now().checked_add(options.connect_timeout);
     let mut backoff = Backoff::new(options.backoff_initial, options.backoff_max);
-    let joined =
-        dialer.dial(&ticket, std::slice::from_ref(&dialer.home), &mut backoff, Some(deadline)).await?;
+    let joined = dialer.dial(&ticket, std::slice::from_ref(&dialer.home), &mut backoff, deadline).await?;
     let shared = Arc::new(Shared::new(ticket, joined.grant.clone(), &options));
     let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (reports, report_queue) = mpsc::channel(REPORTS);
@@ -158,10 +158,10 @@ impl Dialer {
                 if ticket.token.expires_at_unix <= Clock::start().unix_secs() {
                     return Err(error);
                 }
-                self.sockets.forget();
+                self.sockets.forget(&self.options);
             }
             let pause = backoff.next(error.retry_after(), backoff::random());
-            if deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
+            if deadline.is_some_and(|deadline| pause >= deadline - Instant::now()) {
                 return Err(error);
             }
             tracing::debug!(%error, pause_ms = pause.as_millis(), "no connection to the relay, trying again");
@@ -189,11 +189,7 @@ impl Dialer {
 
     /// The relays that one names, as far as the names make sense.
     fn named(&self, relays: &[RelayInfo]) -> Vec<Target> {
-        relays
-            .iter()
-            .take(super::connect::MAX_RELAYS)
-            .filter_map(|info| Target::named(info, &self.unpinned))
-            .collect()
+        relays.iter().take(MAX_RELAYS).filter_map(|info| Target::named(info, &self.unpinned)).collect()
     }
 }
 
@@ -481,6 +477,7 @@ impl Driver {
         self.shared.emit(Event::Disconnected { reason: cause.to_string() });
         self.elsewhere.retain(|other| Some(other) != target.as_ref());
         self.elsewhere.splice(0..0, target);
+        self.elsewhere.truncate(MAX_RELAYS);
         if self.dialing.is_none() {
             self.redial(cause.retry_after());
         }
@@ -590,10 +587,9 @@ impl Driver {
             self.shared.emit(Event::Connected { relay: remote });
         }
         self.set_peer(peer_present);
-        if let Some(old) = &old {
-            for refresh in self.refreshes.iter_mut().filter(|refresh| refresh.sent_on == Some(old.id)) {
-                refresh.sent_on = None;
-            }
+        // What another connection was asked and has not answered is asked again.
+        for refresh in &mut self.refreshes {
+            refresh.sent_on = None;
         }
         self.refreshes.retain(|refresh| refresh.answer.is_some());
         self.refresh_unasked();

@@ -144,12 +144,6 @@ impl Link {
         self.connection.close(u32::from(code.number()).into(), b"");
     }
 
-    /// Notes that a datagram of this size did not fit the path.
-    pub(super) fn shrink(&self, too_large: usize) {
-        let fits = self.connection.max_datagram_size().unwrap_or(0);
-        self.limit.fetch_min(fits.min(too_large.saturating_sub(1)), Relaxed);
-    }
-
     /// Waits until datagrams are not held back.
     pub(super) async fn released(&self) {
         loop {
@@ -549,4 +543,40 @@ fn application_frames(link: &Link) -> u64 {
     let frames = |frames: &quinn::FrameStats| frames.datagram + frames.stream;
     let all = frames(&stats.frame_tx) + frames(&stats.frame_rx);
     all.wrapping_sub(link.control_messages.load(Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever settles first, and whatever comes to nothing: what is left comes in the order of opening.
+        #[test]
+        fn order_is_that_of_opening(steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>(), any::<bool>()), 0..200)) {
+            let mut order = Order::default();
+            let (mut open, mut settled, mut handed_on) = (Vec::new(), Vec::new(), Vec::new());
+            for (opens, which, keep) in steps {
+                if opens || open.is_empty() {
+                    open.push(order.opened());
+                } else {
+                    let seq = open.remove(which.index(open.len()));
+                    order.settle(seq, keep.then_some(seq));
+                    if keep {
+                        settled.push(seq);
+                    }
+                }
+                while let Some(seq) = order.next() {
+                    handed_on.push(seq);
+                }
+                // Everything older than the oldest unsettled one is out.
+                let oldest = open.iter().min().copied().unwrap_or(u64::MAX);
+                let mut expected: Vec<_> = settled.iter().copied().filter(|seq| *seq < oldest).collect();
+                expected.sort_unstable();
+                prop_assert_eq!(&handed_on, &expected);
+                prop_assert!(order.slots.is_empty() == open.is_empty(), "nothing is kept for nothing");
+            }
+        }
+    }
 }

@@ -106,3 +106,68 @@ impl<T> Inner<T> {
         Some(item)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn holds_the_newest_within_its_bounds(weights in prop::collection::vec(0usize..40, 0..200)) {
+            let queue = Queue::new(100, 8);
+            let mut dropped = 0;
+            for (number, weight) in weights.iter().enumerate() {
+                dropped += queue.push_evicting(number, *weight);
+                let inner = queue.lock();
+                prop_assert!(inner.items.len() <= 8 && inner.weight <= 100);
+                prop_assert_eq!(inner.weight, inner.items.iter().map(|(_, weight)| weight).sum::<usize>());
+            }
+            let mut left = Vec::new();
+            while let Some(number) = queue.try_pop() {
+                left.push(number);
+            }
+            let first = usize::try_from(dropped).unwrap();
+            prop_assert_eq!(left, (first..weights.len()).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn refuses_what_is_too_much(weights in prop::collection::vec(0usize..40, 0..200)) {
+            let queue = Queue::new(100, 8);
+            let mut held = 0;
+            for weight in weights {
+                let fits = held + weight <= 100 && queue.lock().items.len() < 8;
+                prop_assert_eq!(queue.push((), weight).is_ok(), fits);
+                if fits {
+                    held += weight;
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn wakes_one_waiter_an_item_and_all_at_the_end() {
+        let queue = std::sync::Arc::new(Queue::new(10, 10));
+        let waiters: Vec<_> = (0..4)
+            .map(|_| {
+                let queue = queue.clone();
+                tokio::spawn(async move { queue.pop().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        queue.push(1, 1).unwrap();
+        queue.push(2, 1).unwrap();
+        tokio::task::yield_now().await;
+        queue.close();
+        assert_eq!(queue.push(3, 1), Err(3));
+        assert_eq!(queue.push_evicting(3, 1), 1);
+        let mut got = Vec::new();
+        for waiter in waiters {
+            got.extend(waiter.await.unwrap());
+        }
+        got.sort_unstable();
+        assert_eq!(got, [1, 2]);
+        assert_eq!(queue.pop().await, None);
+    }
+}

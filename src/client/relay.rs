@@ -99,8 +99,8 @@ pub struct Options {
     pub backoff_initial: Duration,
     /// No pause is longer than this (30 s), unless the relay asks for more (at most five minutes).
     pub backoff_max: Duration,
-    /// How often an idle connection says something, so that NATs on the way keep their binding (15 s). A
-    /// relay may ask for more often, at most once a second.
+    /// How often an idle connection says something, so that NATs on the way keep their binding (15 s; from 1 s to
+    /// 60 s). A relay may ask for more often, at most once a second.
     pub keep_alive: Duration,
     /// The local address; `None` takes any address and a free port, of the family that the relay needs (`None`).
     pub local_addr: Option<SocketAddr>,
@@ -108,9 +108,9 @@ pub struct Options {
     pub agent: String,
     /// How to prove possession of the key (`Proof::Exporter`).
     pub proof: Proof,
-    /// How many streams of each kind the other side may have open at once (128).
+    /// How many streams of each kind the other side may have open at once (128, at most 1024).
     pub max_streams: u32,
-    /// How much of a stream the other side may send ahead of the reader, in bytes (512 KiB). Times
+    /// How much of a stream the other side may send ahead of the reader, in bytes (512 KiB, at least 16 KiB). Times
     /// `max_streams`, for both kinds: the most that a peer can make an application hold that reads nothing.
     pub stream_window_bytes: u32,
     /// How much may wait to be sent as datagrams, in bytes (256 KiB).

@@ -167,7 +167,7 @@ impl Session {
 
     /// Sends a datagram to the other side, or says at once why not. Never waits.
     ///
-    /// Delivery is not promised: as with UDP it may be lost, come twice never, come out of order. Up to
+    /// Delivery is not promised: as with UDP it may be lost or overtaken by later ones. Up to
     /// [`max_datagram_bytes`](Self::max_datagram_bytes) it is one QUIC datagram; up to [`MAX_DATAGRAM_BYTES`] it goes by a stream of its own,
     /// at most 32 of which wait to be sent. While the other side is not there, the relay drops it.
     ///
@@ -215,29 +215,32 @@ impl Session {
     pub async fn send_datagram_wait(&self, data: Bytes) -> Result<(), SendError> {
         let shared = self.shared();
         let len = data.len();
+        if len > MAX_DATAGRAM_BYTES {
+            return Err(SendError::TooLarge { got_bytes: len });
+        }
         loop {
             let link = shared.link().await.map_err(SendError::Ended)?;
-            if len > link.limit.load(Relaxed) {
-                if len > MAX_DATAGRAM_BYTES {
-                    return Err(SendError::TooLarge { got_bytes: len });
+            if len <= link.limit.load(Relaxed) {
+                link.released().await;
+                match link.connection.send_datagram_wait(data.clone()).await {
+                    Ok(()) => {
+                        shared.sent(len);
+                        return Ok(());
+                    }
+                    // The path has shrunk below what the relay said last.
+                    Err(SendDatagramError::TooLarge) => {}
+                    Err(_) => {
+                        shared.replaced(&link).await;
+                        continue;
+                    }
                 }
-                if link.oversize.send(data.clone()).await.is_ok() {
-                    shared.sent(len);
-                    shared.counters.oversize_sent.add(1);
-                    return Ok(());
-                }
-                shared.replaced(&link).await;
-                continue;
             }
-            link.released().await;
-            match link.connection.send_datagram_wait(data.clone()).await {
-                Ok(()) => {
-                    shared.sent(len);
-                    return Ok(());
-                }
-                Err(SendDatagramError::TooLarge) => link.shrink(len),
-                Err(_) => shared.replaced(&link).await,
+            if link.oversize.send(data.clone()).await.is_ok() {
+                shared.sent(len);
+                shared.counters.oversize_sent.add(1);
+                return Ok(());
             }
+            shared.replaced(&link).await;
         }
     }
 

@@ -502,6 +502,81 @@ async fn a_local_address_can_be_chosen() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_local_port_of_ones_own_is_kept_over_reconnects() {
+    let pair = Pair::new();
+    let fake = Fake::new(&pair);
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let relay = fake.relay_with(|options| options.local_addr = Some(port));
+    let served = async {
+        soon(fake.endpoint.accept()).await.unwrap().refuse();
+        fake.guest().await
+    };
+    let (session, guest) = join!(relay.connect(pair.ticket()), served);
+    let _session = session.unwrap();
+    assert_eq!(guest.connection.remote_address(), port);
+    guest.drop_with(CloseCode::Draining.number().into());
+    assert_eq!(fake.guest().await.connection.remote_address(), port);
+}
+
+#[tokio::test(start_paused = true)]
+async fn extreme_options_are_survived() {
+    let pair = Pair::new();
+    let fake = Fake::new(&pair);
+    for extreme in [0, u32::MAX] {
+        let time = if extreme == 0 { Duration::ZERO } else { Duration::MAX };
+        let relay = fake.relay_with(|options| {
+            options.connect_timeout = Duration::MAX;
+            options.backoff_initial = time;
+            options.backoff_max = Duration::ZERO;
+            options.keep_alive = time;
+            options.max_streams = extreme;
+            options.stream_window_bytes = extreme;
+            options.datagram_send_buffer_bytes = usize::try_from(extreme).unwrap();
+            options.datagram_receive_buffer_bytes = usize::try_from(extreme).unwrap();
+        });
+        let served = async {
+            fake.refuse(refused(CloseCode::Draining)).await;
+            fake.guest().await
+        };
+        let (session, _guest) = join!(relay.connect(pair.ticket()), served);
+        session.unwrap();
+    }
+    let relay = fake.relay_with(|options| options.connect_timeout = Duration::ZERO);
+    assert!(matches!(relay.connect(pair.ticket()).await, Err(ConnectError::Timeout)));
+}
+
+/// Sessions and their futures go wherever tasks go.
+#[test]
+fn everything_can_be_sent_between_threads() {
+    fn check<T: Send + Sync + 'static>() {}
+    check::<Relay>();
+    check::<crate::client::Session>();
+    check::<ConnectError>();
+    fn check_future(future: impl Future + Send) {
+        drop(future);
+    }
+    let pair = Pair::new();
+    let relay = Relay::new(
+        serde_json::from_str(&format!(
+            r#"{{"addr":"::1","port":1,"server_name":"x","relay_id":"{}","region":null}}"#,
+            pair.relay_id
+        ))
+        .unwrap(),
+    );
+    check_future(relay.connect(pair.ticket()));
+    check_future(async {
+        let session = relay.connect(pair.ticket()).await.unwrap();
+        let _ = session.refresh(pair.token(1)).await;
+        let _ = session.recv_datagram().await;
+        let _ = session.send_datagram_wait("x".into()).await;
+        let _ = session.open_bi().await;
+        let _ = session.accept_uni().await;
+        let _ = session.release().await;
+        session.events().recv().await
+    });
+}
+
+#[tokio::test(start_paused = true)]
 async fn giving_up_leaves_nothing_behind() {
     let pair = Pair::new();
     let fake = Fake::new(&pair);

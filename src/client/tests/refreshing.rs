@@ -12,7 +12,7 @@ use crate::{
     client::{Event, RefreshError, Session, Ticket},
     wire::{
         CloseCode, SignedToken,
-        control::{ClientMessage, Refreshed, RelayMessage},
+        control::{Allocated, ClientMessage, Migrate, Refreshed, RelayMessage},
     },
 };
 
@@ -142,6 +142,32 @@ async fn a_refresh_without_an_answer_is_repeated_on_the_next_connection() {
     };
     let (grant, _guest) = join!(session.refresh(token.clone()), served);
     assert_eq!(grant.unwrap().expires_at_unix, token.fields().expires_at_unix);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_without_an_answer_is_repeated_after_a_move() {
+    for closes in [false, true] {
+        let pair = Pair::new();
+        let (_old, session, mut guest) = joined(&pair).await;
+        let away = Fake::new(&pair);
+        let token = pair.token(7200);
+        let served = async {
+            shown(&mut guest).await;
+            let relays = vec![away.info()];
+            guest.say(RelayMessage::Migrate(Migrate { relays, deadline_ms: 5000 })).await;
+            let mut next = away.hello().await;
+            let allocated = Allocated { peer_present: !closes, ..next.allocated() };
+            next.say(RelayMessage::Allocated(allocated)).await;
+            if closes {
+                guest.drop_with(CloseCode::Draining.number().into());
+            }
+            assert_eq!(shown(&mut next).await, token);
+            next.say(refreshed(&token)).await;
+            next
+        };
+        let (grant, _next) = join!(session.refresh(token.clone()), served);
+        assert_eq!(grant.unwrap().expires_at_unix, token.fields().expires_at_unix);
+    }
 }
 
 #[tokio::test(start_paused = true)]
