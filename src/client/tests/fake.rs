@@ -42,6 +42,8 @@ pub struct Pair {
     pub allocation_id: AllocationId,
     pub device: SigningKey,
     pub peer: SigningKey,
+    /// When it was made: what is asked for twice is the same twice.
+    made_at_unix: u64,
 }
 
 impl Pair {
@@ -52,17 +54,18 @@ impl Pair {
             allocation_id: AllocationId::random().unwrap(),
             device: key(),
             peer: key(),
+            made_at_unix: Clock::start().unix_secs(),
         }
     }
 
-    /// A token that expires so many seconds from now.
+    /// A token that expires so many seconds after the pair was made.
     pub fn token(&self, secs: i64) -> SignedToken {
         TokenFields {
             relay_id: self.relay_id,
             allocation_id: self.allocation_id,
             device_id: DeviceId(self.device.verifying_key().to_bytes()),
             peer_id: PeerId(self.peer.verifying_key().to_bytes()),
-            expires_at_unix: Clock::start().unix_secs().saturating_add_signed(secs),
+            expires_at_unix: self.made_at_unix.saturating_add_signed(secs),
             bandwidth_bytes_per_sec: 0,
             quota_bytes: 0,
         }
