@@ -74,11 +74,10 @@ impl Ledger {
         if let Some((identity, _)) = self.entries.get_key_value(identity)
             && let identity = identity.clone()
             && let Some(Entry::Over { until_unix, .. }) = self.entries.get_mut(&identity)
-            && *until_unix < unix
         {
             self.expiries.remove(&(*until_unix, identity.clone()));
-            *until_unix = unix;
-            self.expiries.insert((unix, identity));
+            *until_unix = unix.max(*until_unix);
+            self.expiries.insert((*until_unix, identity));
         }
     }
 

@@ -141,9 +141,7 @@ impl Meter {
         let granted_of = |used: u64| in_bucket.min(quota_bytes.saturating_sub(used));
         let charge = |used: u64| Some(used + granted_of(used));
         let granted = self.bytes_used.fetch_update(Relaxed, Relaxed, charge).map_or(0, granted_of);
-        if granted < in_bucket {
-            self.bytes.give_back(in_bucket - granted);
-        }
+        self.bytes.give_back(in_bucket - granted);
         if granted == 0 {
             return Err(Denied::Quota);
         }
