@@ -396,6 +396,7 @@ impl Driver {
 
     /// The connection in charge does not answer: makes another one, and keeps this one until that is joined.
     fn on_stalled(&mut self) {
+        self.note_stability();
         self.stalled = true;
         if !self.dialer.options.reconnect {
             self.shared.finish(ConnectError::Timeout.into());

@@ -42,6 +42,9 @@ const STREAM_DEADLINE: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_secs(1);
 /// How many pings in a row may go unanswered before another connection is tried.
 const PINGS_UNANSWERED: u64 = 3;
+/// The same while acknowledgements come but the path is full: then pings are lost like anything else, and what is
+/// lost is sent again behind datagrams.
+const PINGS_UNANSWERED_CONGESTED: u64 = 10;
 /// How often to look whether a control message has got past the datagrams.
 const HOLD_POLL: Duration = Duration::from_millis(5);
 /// So many datagrams sent in a second show that acknowledgements still come: without any, all that is sent are probes.
@@ -169,6 +172,11 @@ impl Link {
     fn count_evicted(&self, evicted: u64, shared: &Shared) {
         let counted = self.datagrams_evicted.fetch_max(evicted, Relaxed);
         shared.counters.receive_dropped.add(evicted.saturating_sub(counted));
+    }
+
+    /// Whether more waits to be sent than leaves at once.
+    fn is_congested(&self) -> bool {
+        self.connection.datagram_send_buffer_space() < self.datagram_send_buffer_bytes / 2
     }
 
     fn is_current(&self, shared: &Shared) -> bool {
@@ -303,7 +311,7 @@ async fn write_control(
             return error;
         }
         link.control_messages.fetch_add(1, Relaxed);
-        if link.connection.datagram_send_buffer_space() < link.datagram_send_buffer_bytes / 2 {
+        if link.is_congested() {
             hold_datagrams(link, before).await;
         }
     }
@@ -514,13 +522,16 @@ async fn watch_liveness(
         link.count_evicted(unread_now.min(std::mem::replace(&mut unread, unread_now)), shared);
         let datagrams_now = link.connection.stats().frame_tx.datagram;
         let sent_lately = datagrams_now - std::mem::replace(&mut datagrams, datagrams_now);
-        if link.held.load(Relaxed) && sent_lately >= PROGRESS_DATAGRAMS {
-            // A ping is on its way behind datagrams, on a path that is slow but alive.
+        let held = link.held.load(Relaxed);
+        let slow_but_alive = (held || link.is_congested()) && sent_lately >= PROGRESS_DATAGRAMS;
+        if slow_but_alive && held {
+            // A ping is on its way behind datagrams.
             continue;
         }
         let sent = link.pings_sent.load(Relaxed);
         let unanswered = sent.saturating_sub(link.pings_answered.load(Relaxed));
-        if unanswered >= PINGS_UNANSWERED {
+        let allowed = if slow_but_alive { PINGS_UNANSWERED_CONGESTED } else { PINGS_UNANSWERED };
+        if unanswered >= allowed {
             tracing::debug!(unanswered, "the relay does not answer");
             let _ = reports.send((link.id, Report::Stalled)).await;
             return std::future::pending().await;

