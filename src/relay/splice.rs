@@ -3,9 +3,15 @@
 //! Back-pressure is QUIC's own: a pump holds one chunk at most and reads the next only when that one has been
 //! taken, so a slow receiver fills its sender's stream window and nothing else.
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use quinn::{ConnectionError, ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
 use tokio::task::JoinSet;
 
@@ -28,12 +34,17 @@ pub(super) async fn splice_streams(hub: Arc<Hub>, leg: Arc<Leg>) {
 async fn splice_bidirectional(hub: &Arc<Hub>, leg: &Arc<Leg>) {
     let mut splices = JoinSet::new();
     while let Some((here_send, here_recv)) = accept(leg, &mut splices, || leg.connection.accept_bi()).await {
+        let (here_sink, here_source) = (Sink::new(here_send), Source(here_recv));
         let (other, (there_send, there_recv)) =
             open(leg, |other| async move { other.connection.open_bi().await }).await;
+        let (there_sink, there_source) = (Sink::new(there_send), Source(there_recv));
         hub.metrics.streams(true).inc();
         let (hub, leg) = (hub.clone(), leg.clone());
         splices.spawn(async move {
-            tokio::join!(pump(&hub, &leg, here_recv, there_send), pump(&hub, &other, there_recv, here_send));
+            tokio::join!(
+                pump(&hub, &leg, here_source, there_sink),
+                pump(&hub, &other, there_source, here_sink)
+            );
         });
     }
 }
@@ -41,10 +52,61 @@ async fn splice_bidirectional(hub: &Arc<Hub>, leg: &Arc<Leg>) {
 async fn splice_unidirectional(hub: &Arc<Hub>, leg: &Arc<Leg>) {
     let mut splices = JoinSet::new();
     while let Some(here_recv) = accept(leg, &mut splices, || leg.connection.accept_uni()).await {
+        let here_source = Source(here_recv);
         let (_, there_send) = open(leg, |other| async move { other.connection.open_uni().await }).await;
+        let there_sink = Sink::new(there_send);
         hub.metrics.streams(false).inc();
         let (hub, leg) = (hub.clone(), leg.clone());
-        splices.spawn(async move { pump(&hub, &leg, here_recv, there_send).await });
+        splices.spawn(async move { pump(&hub, &leg, here_source, there_sink).await });
+    }
+}
+
+/// A stream that is being sent. Given up before its end was passed on, as when its session ends, it is reset:
+/// quinn by itself would finish it, and what was cut off would look whole to its receiver.
+struct Sink {
+    stream: SendStream,
+    finished: bool,
+}
+
+impl Sink {
+    fn new(stream: SendStream) -> Self {
+        Self { stream, finished: false }
+    }
+
+    // The errors here and below say that the stream is already over in the way we ask for.
+
+    fn finish(mut self) {
+        let _ = self.stream.finish();
+        self.finished = true;
+    }
+
+    fn reset(mut self, code: VarInt) {
+        let _ = self.stream.reset(code);
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Does nothing to a stream that is reset already.
+            let _ = self.stream.reset(relay_code(CloseCode::PeerGone));
+        }
+    }
+}
+
+/// A stream that is being received. Given up before its end, it is stopped with a code that says why.
+struct Source(RecvStream);
+
+impl Source {
+    fn stop(mut self, code: VarInt) {
+        let _ = self.0.stop(code);
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        // Does nothing to a stream that was read to its end or is stopped already.
+        let _ = self.0.stop(relay_code(CloseCode::PeerGone));
     }
 }
 
@@ -102,21 +164,13 @@ fn relay_code(code: CloseCode) -> VarInt {
     VarInt::from_u64(code.reset_code()).unwrap_or(VarInt::MAX)
 }
 
-/// Copies one direction, from `recv` on the leg `from` to `send` on the other, and passes its end on.
-async fn pump(hub: &Hub, from: &Leg, mut recv: RecvStream, mut send: SendStream) {
-    let end = copy(hub, from, &mut recv, &mut send).await;
-    // The errors say that the stream is already over in the way we ask for.
-    match end {
-        End::Finished => {
-            let _ = send.finish();
-        }
-        End::Reset(code) => {
-            let _ = send.reset(code);
-            let _ = recv.stop(code);
-        }
-        End::Stopped(code) => {
-            let _ = recv.stop(code);
-            let _ = send.reset(code);
+/// Copies one direction, from `source` on the leg `from` to `sink` on the other, and passes its end on.
+async fn pump(hub: &Hub, from: &Leg, mut source: Source, mut sink: Sink) {
+    match copy(hub, from, &mut source.0, &mut sink.stream).await {
+        End::Finished => sink.finish(),
+        End::Reset(code) | End::Stopped(code) => {
+            sink.reset(code);
+            source.stop(code);
         }
     }
 }
@@ -149,51 +203,62 @@ async fn copy(hub: &Hub, from: &Leg, recv: &mut RecvStream, send: &mut SendStrea
     }
 }
 
-/// Charges for as much of `rest` as may pass now and writes that much, waiting for rate and for room.
+/// Writes as much of `rest` as rate, quota and the receiver's room let pass now, waiting until that is something.
 ///
-/// Dropped in the middle, it gives back what was charged and not written.
+/// Cancel-safe: what is charged is what was written.
 async fn deliver(hub: &Hub, from: &Leg, rest: &mut Bytes, send: &mut SendStream) -> Result<(), End> {
-    let granted_bytes = loop {
-        match from.meter.charge_stream(hub.clock.nanos(), from.role, rest.len()) {
-            Ok(granted_bytes) => break granted_bytes,
-            Err(Denied::Quota) => {
-                hub.quota_exceeded(from);
-                return Err(End::Reset(relay_code(CloseCode::QuotaExceeded)));
-            }
-            Err(Denied::ByteRate(wait) | Denied::PacketRate(wait)) => {
-                tokio::time::sleep(wait.max(MIN_RATE_WAIT)).await;
-            }
-            // A burst holds at least one byte, so this does not happen; were it to, waiting is right.
-            Err(Denied::OverBurst) => tokio::time::sleep(MIN_RATE_WAIT).await,
+    let wait = match poll_fn(|context| poll_deliver(hub, from, rest, send, context)).await {
+        Ok(()) => return Ok(()),
+        Err(Undelivered::Refused(error)) => {
+            return Err(End::Stopped(match error {
+                WriteError::Stopped(code) => code,
+                _ => relay_code(CloseCode::PeerGone),
+            }));
         }
+        Err(Undelivered::Denied(Denied::Quota)) => {
+            hub.quota_exceeded(from);
+            return Err(End::Reset(relay_code(CloseCode::QuotaExceeded)));
+        }
+        Err(Undelivered::Denied(Denied::ByteRate(wait) | Denied::PacketRate(wait))) => wait,
+        // A burst holds at least one byte, so this does not happen; were it to, waiting is right.
+        Err(Undelivered::Denied(Denied::OverBurst)) => MIN_RATE_WAIT,
     };
-    let mut charge = Charge { from, unwritten_bytes: granted_bytes };
-    let mut parts = [rest.split_to(granted_bytes)];
-    while charge.unwritten_bytes > 0 {
-        match send.write_chunks(&mut parts).await {
-            Ok(written) => {
-                charge.unwritten_bytes -= written.bytes;
-                hub.metrics.forwarded(from.role).stream_bytes.inc_by(written.bytes as u64);
-            }
-            Err(WriteError::Stopped(code)) => return Err(End::Stopped(code)),
-            Err(_) => return Err(End::Stopped(relay_code(CloseCode::PeerGone))),
-        }
-    }
+    tokio::time::sleep(wait.max(MIN_RATE_WAIT)).await;
     Ok(())
 }
 
-/// Gives back what was charged for bytes that were never written.
-struct Charge<'a> {
-    from: &'a Leg,
-    unwritten_bytes: usize,
+/// Why nothing of a chunk was written.
+enum Undelivered {
+    Denied(Denied),
+    Refused(WriteError),
 }
 
-impl Drop for Charge<'_> {
-    fn drop(&mut self) {
-        if self.unwritten_bytes > 0 {
-            self.from.meter.refund_stream(self.from.role, self.unwritten_bytes);
-        }
+/// One attempt. The charge and its refund are never further apart than this: a stream that waits for room holds
+/// neither quota that it has not used nor rate that it could spend later, all at once.
+fn poll_deliver(
+    hub: &Hub,
+    from: &Leg,
+    rest: &mut Bytes,
+    send: &mut SendStream,
+    context: &mut Context<'_>,
+) -> Poll<Result<(), Undelivered>> {
+    let granted_bytes = match from.meter.charge_stream(hub.clock.nanos(), from.role, rest.len()) {
+        Ok(granted_bytes) => granted_bytes,
+        Err(denied) => return Poll::Ready(Err(Undelivered::Denied(denied))),
+    };
+    let mut parts = [rest.slice(..granted_bytes)];
+    // Dropped when it is not ready, it leaves the waker behind that this task is woken by when there is room.
+    let attempt = pin!(send.write_chunks(&mut parts)).poll(context);
+    let written_bytes = match &attempt {
+        Poll::Ready(Ok(written)) => written.bytes,
+        Poll::Ready(Err(_)) | Poll::Pending => 0,
+    };
+    if written_bytes < granted_bytes {
+        from.meter.refund_stream(from.role, granted_bytes - written_bytes);
     }
+    rest.advance(written_bytes);
+    hub.metrics.forwarded(from.role).stream_bytes.inc_by(written_bytes as u64);
+    attempt.map(|attempt| attempt.map(|_| ()).map_err(Undelivered::Refused))
 }
 
 fn end_of_receiver(stopped: Result<Option<VarInt>, StoppedError>) -> End {

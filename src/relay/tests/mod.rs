@@ -5,6 +5,7 @@ mod hostile;
 mod life;
 mod properties;
 mod refusals;
+mod stream_ends;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
