@@ -133,7 +133,7 @@ pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Inc
     tls::open_up(&connection);
     let early_datagrams = guard.early_datagrams;
     admitted.leg.datagrams.read.fetch_add(early_datagrams, std::sync::atomic::Ordering::Relaxed);
-    let session = Session { hub, shard, admitted, send, reader };
+    let session = Session { hub, shard, admitted, send, reader, closed_with: None };
     guard.code = session.run().await;
 }
 
@@ -341,6 +341,8 @@ struct Session {
     admitted: Admitted,
     send: SendStream,
     reader: FrameReader,
+    /// The code, once a write has closed the connection because the client does not read.
+    closed_with: Option<CloseCode>,
 }
 
 impl Session {
@@ -354,8 +356,8 @@ impl Session {
             max_datagram_bytes: leg.max_datagram_bytes(),
         };
         let allocated = self.allocated(&told);
-        if self.say(&allocated).await.is_err() {
-            return None;
+        if let Err(end) = self.say(&allocated).await {
+            return end;
         }
         let mut children = JoinSet::new();
         children.spawn(forward_datagrams(self.hub.clone(), leg.clone()));
@@ -406,7 +408,7 @@ impl Session {
                     };
                     match outcome {
                         Ok(()) => {}
-                        Err(None) => return None,
+                        Err(None) => return self.closed_with,
                         Err(Some(rejection)) => {
                             children.abort_all();
                             leg.control_pending();
@@ -535,6 +537,7 @@ impl Session {
             Err(_) => {
                 let code = CloseCode::ProtocolError;
                 self.admitted.leg.connection.close(number(code), b"the control stream is not being read");
+                self.closed_with = Some(code);
                 Err(Some(code))
             }
         }

@@ -146,6 +146,8 @@ async fn a_client_that_never_reads_is_closed_and_costs_little() {
     soon(joined.control.send.write_all(&flood)).await.unwrap();
     neighbours.are_undisturbed().await;
     assert_eq!(joined.control.close_code().await, CloseCode::ProtocolError);
+    harness.metric_becomes("zrc_relay_connections", 2).await;
+    assert_eq!(harness.metric("zrc_relay_connections_closed_total{code=\"PROTOCOL_ERROR\"}"), 1);
     neighbours.are_undisturbed().await;
 }
 
