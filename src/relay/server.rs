@@ -113,7 +113,8 @@ impl RelayServer {
             spki_sha256: spki.0,
         };
         let hub = Arc::new(Hub::new(clock, metrics, config.relay_id, config.admission, config.rules));
-        let shard = RunningShard::start(0, socket, server_config, terms, hub.clone())?;
+        let reset_key = tls::reset_key(&config.tls);
+        let shard = RunningShard::start(0, socket, server_config, reset_key, terms, hub.clone())?;
         let timekeeper = tokio::spawn({
             let hub = hub.clone();
             async move { hub.keep_time().await }

@@ -14,6 +14,7 @@ use std::{
 };
 
 use quinn::{Endpoint, EndpointConfig, TokioRuntime, VarInt};
+use quinn_proto::crypto::HmacKey;
 use tokio::{sync::oneshot, task::JoinSet, time::MissedTickBehavior};
 
 use super::{
@@ -99,7 +100,7 @@ impl Drop for Watch {
 
 /// A running shard's thread.
 pub(super) struct RunningShard {
-    /// Sent once: stop, and take at most this long.
+    /// Sent once: stop, and take at most this long; at once and without a goodbye when that is nothing.
     stop: oneshot::Sender<Duration>,
     thread: JoinHandle<()>,
 }
@@ -110,13 +111,14 @@ impl RunningShard {
         number: u8,
         socket: UdpSocket,
         config: quinn::ServerConfig,
+        reset_key: Arc<dyn HmacKey>,
         terms: Terms,
         hub: Arc<Hub>,
     ) -> Result<Self, StartError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let endpoint = {
             let _inside = runtime.enter();
-            let mut endpoint_config = EndpointConfig::default();
+            let mut endpoint_config = EndpointConfig::new(reset_key);
             endpoint_config
                 .grease_quic_bit(false)
                 .cid_generator(move || Box::new(ShardConnectionIds { shard: number }));
@@ -164,6 +166,10 @@ async fn run(endpoint: Endpoint, shard: Arc<Shard>, hub: Arc<Hub>, mut stopped: 
             _ = sweep.tick() => shard.sweep(&hub),
         }
     };
+    if deadline.is_zero() {
+        // No goodbye: as if killed.
+        return;
+    }
     endpoint.close(VarInt::from_u32(u32::from(CloseCode::Draining.number())), b"the relay stops");
     // What does not leave in time is left to its own timeout.
     let _ = tokio::time::timeout(deadline, endpoint.wait_idle()).await;

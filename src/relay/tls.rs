@@ -2,12 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use aws_lc_rs::hmac;
 use quinn::{
     ConnectionId, ConnectionIdGenerator, IdleTimeout, TransportConfig, VarInt,
     crypto::rustls::QuicServerConfig,
 };
 use quinn_proto::{InvalidCid, RandomConnectionIdGenerator};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest as _, Sha256};
 
 use super::StartError;
 use crate::wire::{ALPN, SpkiPin};
@@ -58,6 +60,16 @@ pub(super) const DATAGRAM_SEND_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 const IDLE_MARGIN: Duration = Duration::from_secs(10);
 /// The largest UDP payload tried: an Ethernet frame of 1500 bytes less IPv6 and UDP headers.
 const MTU_UPPER_BOUND_BYTES: u16 = 1452;
+
+/// What stateless resets are made of.
+///
+/// Derived from the TLS key, so that it outlives the process: a relay that was killed and started anew answers
+/// its former clients' packets with resets they believe, and they come back at once instead of pinging in vain.
+pub(super) fn reset_key(identity: &TlsIdentity) -> Arc<dyn quinn_proto::crypto::HmacKey> {
+    let secret =
+        Sha256::new().chain_update(b"zrc-relay stateless reset\0").chain_update(identity.key.secret_der());
+    Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &secret.finalize()))
+}
 
 /// Raises a connection's limits once its token has been accepted.
 pub(super) fn open_up(connection: &quinn::Connection) {

@@ -220,3 +220,18 @@ async fn a_port_that_is_taken_is_a_typed_error() {
     let error = Harness::try_with(|config| config.listen = addr).err().unwrap();
     assert!(matches!(error, crate::relay::StartError::Bind { addr: named, .. } if named == addr));
 }
+
+#[tokio::test]
+async fn a_relay_that_was_killed_sends_its_former_clients_away_when_it_is_back() {
+    let mut identity = None;
+    let harness = Harness::with(|config| identity = Some(config.tls.clone()));
+    let addr = harness.addr();
+    let device = harness.join(&harness.pair(), Role::Device).await;
+    drop(harness);
+    let _back = Harness::with(|config| {
+        config.listen = addr;
+        config.tls = identity.unwrap();
+    });
+    device.send_datagram(vec![1; 500]);
+    assert_eq!(soon(device.connection().closed()).await, ConnectionError::Reset);
+}
