@@ -21,8 +21,8 @@ use super::{
 use crate::{
     clock::Clock,
     metrics::Metrics,
-    table::{ConnId, Effect, Joined, Now, Rules, Table, Tier},
-    wire::{Claims, CloseCode, RelayId, Role},
+    table::{ConnId, Effect, Joined, Now, Rules, Summary, Table, Tier},
+    wire::{Claims, CloseCode, Handle, RelayId, Role},
 };
 
 /// The wall clock may be set while the monotonic one runs on; look at expiries at least this often.
@@ -143,6 +143,16 @@ impl Hub {
     /// Ends the allocation because what it wanted to send is more than is left of its quota.
     pub fn quota_exceeded(&self, leg: &Leg) {
         self.change(self.lock(), |table, now, effects| table.quota_exceeded(now, leg.id, effects));
+    }
+
+    /// The live allocations, in order of their handles.
+    pub fn allocations(&self) -> Vec<Summary> {
+        self.lock().summaries().collect()
+    }
+
+    /// Ends an allocation for good; answers whether there was one of that name.
+    pub fn kill(&self, handle: Handle, reason: &str) -> bool {
+        self.change(self.lock(), |table, now, effects| table.kill(now, handle, reason, effects))
     }
 
     /// Refuses what is new and ends what there is.

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     clock::Clock,
     metrics::Metrics,
-    table::Rules,
-    wire::{RelayId, SpkiPin},
+    table::{Rules, Summary},
+    wire::{Handle, RelayId, SpkiPin},
 };
 
 /// What the kernel may hold for the relay's socket while its thread is busy. Where the system allows less
@@ -130,6 +130,17 @@ impl RelayServer {
     /// The pin of its certificate's key.
     pub fn spki(&self) -> SpkiPin {
         self.spki
+    }
+
+    /// What is live now, in order of handles: for an administrator. Takes time in proportion to their number.
+    pub fn allocations(&self) -> Vec<Summary> {
+        self.hub.allocations()
+    }
+
+    /// Ends an allocation for good, with KILLED; answers whether there was one of that name. Both sides read
+    /// the reason.
+    pub fn kill(&self, handle: Handle, reason: &str) -> bool {
+        self.hub.kill(handle, reason)
     }
 
     /// Refuses what is new, tells every client DRAINING, and ends within about `deadline`.

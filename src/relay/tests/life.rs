@@ -235,3 +235,30 @@ async fn a_relay_that_was_killed_sends_its_former_clients_away_when_it_is_back()
     device.send_datagram(vec![1; 500]);
     assert_eq!(soon(device.connection().closed()).await, ConnectionError::Reset);
 }
+
+#[tokio::test]
+async fn r2_3_an_administrator_sees_allocations_and_kills_one_for_good() {
+    let harness = Harness::start();
+    let pair = harness.pair();
+    let (mut device, mut peer) = harness.joined_pair(&pair).await;
+    let (neighbour, other) = harness.joined_pair(&harness.pair()).await;
+    device.send_datagram(vec![1; 300]);
+    peer.datagram().await;
+    let listed = harness.server.allocations();
+    assert_eq!(listed.len(), 2);
+    let ours = listed.iter().find(|it| it.allocation_id == pair.token.fields().allocation_id).unwrap();
+    assert_eq!(ours.stage, crate::table::Stage::Paired);
+    assert_eq!(ours.connections, [1, 1]);
+    assert_eq!((ours.counts[0].bytes, ours.counts[0].packets, ours.counts[1].packets), (300, 1, 0));
+    assert!(harness.server.kill(ours.handle, "abuse report 17"));
+    for side in [&mut device, &mut peer] {
+        let (code, message) = side.closing().await;
+        assert_eq!(code, CloseCode::Killed);
+        assert!(message.contains("abuse report 17"), "{message}");
+    }
+    assert!(!harness.server.kill(ours.handle, ""), "it is gone");
+    let (code, _) = harness.connect().await.join(&pair, Role::Peer).await.err().unwrap();
+    assert_eq!(code, CloseCode::Killed);
+    neighbour.send_datagram(&b"undisturbed"[..]);
+    assert_eq!(other.datagram().await, &b"undisturbed"[..]);
+}
