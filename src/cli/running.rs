@@ -16,7 +16,9 @@ use crate::{
     config::Config,
     metrics::Metrics,
     ops::{Handles, OpsServer, Readiness},
-    relay::{Admission, Pinned, RelayConfig, RelayServer, StartError, TlsIdentity},
+    relay::{
+        Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, Pinned, RelayConfig, RelayServer, StartError, TlsIdentity,
+    },
     wire::Descriptor,
 };
 
@@ -69,6 +71,7 @@ impl Running {
                 },
                 rules: wanted.rules,
                 max_unauthenticated: wanted.max_unauthenticated,
+                datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
                 keepalive: Some(wanted.keepalive),
             },
             clock,

@@ -27,5 +27,5 @@ mod tests;
 mod tls;
 
 pub use auth::{Admission, Pinned};
-pub use server::{RelayConfig, RelayServer, StartError};
+pub use server::{DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, StartError};
 pub use tls::TlsIdentity;

@@ -27,6 +27,8 @@ use crate::{
 /// What the kernel may hold for the relay's socket while its thread is busy. Where the system allows less
 /// (`net.core.rmem_max`), it takes what it allows.
 const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+/// What a connection may receive faster than it is read, unless configured otherwise.
+pub const DATAGRAM_RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
 /// How much of a shutdown's time is kept for saying goodbye to what is left.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -48,6 +50,9 @@ pub struct RelayConfig {
     /// Connections that may be without an accepted token at once. Each costs some 30 KiB and a handshake;
     /// beyond, attempts are refused before a certificate is signed.
     pub max_unauthenticated: usize,
+    /// Datagrams of one connection that have been received and not yet read; the oldest go first. Reading never
+    /// waits for anything, so this holds one burst: [`DATAGRAM_RECEIVE_BUFFER_BYTES`] is plenty.
+    pub datagram_receive_buffer_bytes: usize,
     /// How often a silent path is kept open; `None` for never.
     pub keepalive: Option<Duration>,
 }
@@ -100,7 +105,12 @@ impl RelayServer {
         let mut drawn = [0; 32];
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         provider.secure_random.fill(&mut drawn).map_err(|_| rustls::Error::FailedToGetRandomBytes)?;
-        let server_config = tls::server_config(&config.tls, config.keepalive, config.rules.idle_timeout)?;
+        let server_config = tls::server_config(
+            &config.tls,
+            config.keepalive,
+            config.rules.idle_timeout,
+            config.datagram_receive_buffer_bytes,
+        )?;
         let socket =
             bind(config.listen).map_err(|source| StartError::Bind { addr: config.listen, source })?;
         let local_addr = socket.local_addr()?;

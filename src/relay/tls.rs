@@ -52,8 +52,6 @@ const WINDOW_UNAUTHENTICATED_BYTES: u32 = 16 * 1024;
 const WINDOW_BYTES: u32 = 2 * MAX_STREAMS_PER_KIND * STREAM_WINDOW_BYTES + 64 * 1024;
 /// Stream bytes sent to a client and not yet acknowledged, over all its streams.
 const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
-/// Datagrams received and not yet read. Reading never waits, so this fills only within one burst.
-const DATAGRAM_RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
 /// quinn's bound on datagrams waiting to be sent; the forwarder keeps occupancy below its own, smaller one.
 pub(super) const DATAGRAM_SEND_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// How much longer QUIC waits than the relay's own idle timer, so that an end has a code.
@@ -84,6 +82,7 @@ pub(super) fn server_config(
     identity: &TlsIdentity,
     keepalive: Option<Duration>,
     idle_timeout: Duration,
+    datagram_receive_buffer_bytes: usize,
 ) -> Result<quinn::ServerConfig, StartError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
@@ -102,7 +101,7 @@ pub(super) fn server_config(
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(WINDOW_UNAUTHENTICATED_BYTES))
         .send_window(SEND_WINDOW_BYTES)
-        .datagram_receive_buffer_size(Some(DATAGRAM_RECEIVE_BUFFER_BYTES))
+        .datagram_receive_buffer_size(Some(datagram_receive_buffer_bytes))
         .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER_BYTES)
         .keep_alive_interval(keepalive)
         .max_idle_timeout(Some(

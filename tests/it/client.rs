@@ -9,7 +9,7 @@ use zrc_relay::{
     client::{Event, MAX_DATAGRAM_BYTES, Options, Proof, RefreshError, Relay, Session, Ticket},
     clock::Clock,
     metrics::Metrics,
-    relay::{Admission, RelayConfig, RelayServer, TlsIdentity},
+    relay::{Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity},
     table::{Rules, Tier},
     wire::{AllocationId, CloseCode, Descriptor, DeviceId, PeerId, RelayId, Role, SignedToken, TokenFields},
 };
@@ -59,6 +59,7 @@ impl Running {
             },
             keepalive: Some(Duration::from_secs(15)),
             max_unauthenticated: 100,
+            datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
         };
         let server = serve(&config);
         config.listen = server.local_addr();

@@ -17,7 +17,7 @@ use zrc_relay::{
     client::{Relay, Ticket},
     clock::Clock,
     metrics::Metrics,
-    relay::{Admission, RelayConfig, RelayServer, TlsIdentity},
+    relay::{Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity},
     table::{Rules, Tier},
     wire::{AllocationId, Descriptor, DeviceId, PeerId, RelayId, SignedToken, TokenFields},
 };
@@ -84,6 +84,7 @@ async fn r5_3_no_payload_token_key_or_address_is_logged() {
                 pair_timeout: Duration::from_secs(30),
             },
             max_unauthenticated: 10,
+            datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
             keepalive: None,
         },
         clock,

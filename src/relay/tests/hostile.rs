@@ -195,7 +195,7 @@ async fn control_messages_get_through_a_flood_of_datagrams() {
     let harness = Harness::start();
     let pair = harness.pair();
     let mut device = harness.join(&pair, Role::Device).await;
-    let far = harness.connect_far(Duration::from_millis(25)).await;
+    let far = harness.connect_far(Duration::from_millis(25), Arc::new(AtomicUsize::new(2000))).await;
     let mut peer = far.join(&pair, Role::Peer).await.unwrap();
     // As large as the path takes, once that is known: a packet with one of them has no room for anything else.
     let largest = device

@@ -7,14 +7,22 @@ mod properties;
 mod refusals;
 mod stream_ends;
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use quinn::{ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::time::timeout;
 
-use super::{Admission, RelayConfig, RelayServer, TlsIdentity};
+use super::{Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity};
 use crate::{
     clock::Clock,
     metrics::Metrics,
@@ -84,6 +92,7 @@ impl Harness {
             },
             rules: rules(),
             max_unauthenticated: 100,
+            datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
             keepalive: Some(Duration::from_secs(15)),
         };
         change(&mut config);
@@ -140,9 +149,9 @@ impl Harness {
         self.connect_with(|_| {}).await
     }
 
-    /// A connection over a path with this delay in each direction.
-    pub async fn connect_far(&self, delay: Duration) -> Raw {
-        self.connect_to(far_away(self.addr(), delay).await, |_| {}).await
+    /// A connection over a path with this delay in each direction, which takes packets of up to `largest` bytes.
+    pub async fn connect_far(&self, delay: Duration, largest: Arc<AtomicUsize>) -> Raw {
+        self.connect_to(far_away(self.addr(), delay, largest).await, |_| {}).await
     }
 
     pub async fn connect_with(&self, change: impl FnOnce(&mut quinn::TransportConfig)) -> Raw {
@@ -209,7 +218,7 @@ impl Harness {
 
 /// An address whose packets reach `relay` after `delay`, and the answers come back after `delay`: for one client,
 /// until the test's runtime ends.
-async fn far_away(relay: SocketAddr, delay: Duration) -> SocketAddr {
+async fn far_away(relay: SocketAddr, delay: Duration, largest: Arc<AtomicUsize>) -> SocketAddr {
     let near = Arc::new(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
     let far = Arc::new(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
     far.connect(relay).await.unwrap();
@@ -228,6 +237,9 @@ async fn far_away(relay: SocketAddr, delay: Duration) -> SocketAddr {
                     });
                 }
                 Ok(len) = far.recv(&mut from_relay) => {
+                    if len > largest.load(Ordering::Relaxed) {
+                        continue;
+                    }
                     let (packet, near) = (from_relay[..len].to_vec(), near.clone());
                     tokio::spawn(async move {
                         tokio::time::sleep(delay).await;
