@@ -7,7 +7,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use quinn::{ConnectionError, SendStream, VarInt};
+use quinn::{ConnectionError, SendStream, VarInt, WriteError};
 use tokio::{task::JoinSet, time::timeout};
 
 use super::{
@@ -259,7 +259,7 @@ async fn prove(
             getrandom::fill(&mut nonce)
                 .map_err(|_| Rejection::new(CloseCode::Internal, "no randomness to be had"))?;
             let challenge = RelayMessage::Challenge(Challenge { nonce: Bytes::copy_from_slice(&nonce) });
-            send.write_all(&challenge.to_frame()).await.map_err(|_| None)?;
+            send.write_all(&challenge.to_frame()).await.map_err(|error| unheard(&error))?;
             let ClientMessage::Prove(prove) = next_message(reader).await? else {
                 return Err(Some(Rejection::new(
                     CloseCode::ProtocolError,
@@ -287,6 +287,14 @@ async fn next_message(reader: &mut FrameReader) -> Result<ClientMessage, Option<
         }
         Ok(None) => Err(Some(Rejection::new(CloseCode::ProtocolError, "the control stream ended"))),
         Err(error) => Err(rejection_of(&error)),
+    }
+}
+
+/// What a caller is told that takes no control messages; `None` when it is gone.
+fn unheard(error: &WriteError) -> Option<Rejection> {
+    match error {
+        WriteError::ConnectionLost(_) => None,
+        _ => Some(Rejection::new(CloseCode::ProtocolError, "the control stream was stopped")),
     }
 }
 
@@ -341,7 +349,7 @@ struct Session {
     admitted: Admitted,
     send: SendStream,
     reader: FrameReader,
-    /// The code, once a write has closed the connection because the client does not read.
+    /// The code, once a write has closed the connection because the client takes no messages.
     closed_with: Option<CloseCode>,
 }
 
@@ -527,20 +535,18 @@ impl Session {
     /// Writes one message.
     ///
     /// # Errors
-    /// The code, when the client leaves its control stream unread and the connection was closed for that;
-    /// `None` when the connection is gone.
+    /// The code, when the client takes no messages and the connection was closed for that; `None` when the
+    /// connection is gone.
     async fn say(&mut self, message: &RelayMessage) -> Result<(), Option<CloseCode>> {
         self.admitted.leg.control_pending();
-        match timeout(CONTROL_WRITE_TIMEOUT, self.send.write_all(&message.to_frame())).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(None),
-            Err(_) => {
-                let code = CloseCode::ProtocolError;
-                self.admitted.leg.connection.close(number(code), b"the control stream is not being read");
-                self.closed_with = Some(code);
-                Err(Some(code))
-            }
-        }
+        let rejection = match timeout(CONTROL_WRITE_TIMEOUT, self.send.write_all(&message.to_frame())).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => unheard(&error).ok_or(None)?,
+            Err(_) => Rejection::new(CloseCode::ProtocolError, "the control stream is not being read"),
+        };
+        self.admitted.leg.connection.close(number(rejection.code), rejection.message.as_bytes());
+        self.closed_with = Some(rejection.code);
+        Err(self.closed_with)
     }
 }
 

@@ -151,6 +151,76 @@ async fn a_client_that_never_reads_is_closed_and_costs_little() {
     neighbours.are_undisturbed().await;
 }
 
+/// It is the client's fault, so it is not counted as the relay's.
+#[tokio::test]
+async fn a_client_that_stops_the_control_stream_is_closed_with_a_code() {
+    let harness = Harness::start();
+    let neighbours = Neighbours::of(&harness).await;
+    let pair = harness.pair();
+    let mut joined = harness.join(&pair, Role::Device).await;
+    joined.control.recv.stop(VarInt::from_u32(1)).unwrap();
+    joined.control.say(&ClientMessage::Ping(1)).await;
+    assert_eq!(joined.control.close_code().await, CloseCode::ProtocolError);
+
+    // The same before the first message, with a proof and without.
+    for proven in [true, false] {
+        let raw = harness.connect().await;
+        let mut hello = raw.hello(&pair, Role::Device);
+        hello.proof = hello.proof.filter(|_| proven);
+        let (mut send, mut recv) = soon(raw.connection.open_bi()).await.unwrap();
+        recv.stop(VarInt::from_u32(1)).unwrap();
+        send.write_all(&ClientMessage::Hello(hello).to_frame()).await.unwrap();
+        assert_eq!(close_code(&raw.connection).await, CloseCode::ProtocolError, "proven: {proven}");
+    }
+    harness.metric_becomes("zrc_relay_connections", 2).await;
+    assert_eq!(harness.metric("zrc_relay_connections_closed_total{code=\"PROTOCOL_ERROR\"}"), 3);
+    neighbours.are_undisturbed().await;
+}
+
+#[tokio::test]
+async fn hello_may_come_in_single_bytes_and_with_more_behind_it() {
+    let harness = Harness::start();
+    let pair = harness.pair();
+    let raw = harness.connect().await;
+    let hello = ClientMessage::Hello(raw.hello(&pair, Role::Device)).to_frame();
+    let mut control = raw.begin(b"").await;
+    for byte in hello {
+        soon(control.send.write_all(&[byte])).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(control.next().await, Some(RelayMessage::Allocated(_))));
+
+    // A frame above the limit before a token, in the same write as Hello: the limit is the one behind Hello.
+    let raw = harness.connect().await;
+    let token = Bytes::from(vec![0; 10_000]);
+    let bytes = [
+        ClientMessage::Hello(raw.hello(&pair, Role::Peer)).to_frame(),
+        ClientMessage::Ping(7).to_frame(),
+        ClientMessage::Refresh(crate::wire::control::Refresh { token }).to_frame(),
+    ]
+    .concat();
+    let mut control = raw.begin(&bytes).await;
+    control.send.finish().unwrap();
+    assert!(matches!(control.next().await, Some(RelayMessage::Allocated(_))));
+    let mut said = Vec::new();
+    while let Some(message) = control.next().await {
+        said.push(message);
+    }
+    assert!(said.iter().any(|m| matches!(m, RelayMessage::Pong(pong) if pong.value == 7)), "{said:?}");
+    assert_eq!(control.close_code().await, CloseCode::TokenInvalid);
+
+    // A client may finish its side at once and go on with datagrams.
+    let raw = harness.connect().await;
+    let mut control = raw.begin(b"").await;
+    let hello = Raw { endpoint: control.endpoint.clone(), connection: control.connection.clone() };
+    let hello = ClientMessage::Hello(hello.hello(&pair, Role::Peer)).to_frame();
+    soon(control.send.write_all(&hello)).await.unwrap();
+    control.send.finish().unwrap();
+    assert!(matches!(control.next().await, Some(RelayMessage::Allocated(_))));
+    control.connection.send_datagram(Bytes::from_static(b"still here")).unwrap();
+    harness.metric_becomes("zrc_relay_forwarded_datagrams_total{from=\"peer\"}", 1).await;
+}
+
 #[tokio::test]
 async fn a_flood_of_control_messages_is_slowed() {
     let harness = Harness::start();
