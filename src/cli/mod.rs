@@ -96,7 +96,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(log: &logging::LogArgs, command: Command) -> Result<Exit, Failure> {
-    log.start(match command {
+    let _writes_the_rest = log.start(match command {
         Command::Serve(_) => "info",
         _ => "warn",
     })?;

@@ -291,3 +291,36 @@ fn a_port_that_is_taken_is_said() {
     assert_eq!(output.status.code(), Some(69), "{stderr}");
     assert!(stderr.contains(ops_port), "{stderr}");
 }
+
+/// Nobody reads what the relay logs: the pipe fills up, and the relay goes on.
+#[test]
+fn a_log_that_is_not_read_does_not_stop_the_relay() {
+    let folder = TempDir::new().unwrap();
+    let mut serve = command(&["--log", "trace", "serve", "--dev", "--state-dir"]);
+    let mut child = serve
+        .arg(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Held, not read any further.
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("clients:") {
+        line.clear();
+        assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "it ended");
+    }
+    let relay = folder.path().join("relay.json");
+    let load = ["bench", "--pairs", "20", "--rate", "2000", "--secs", "1", "--json", "--relay"];
+    let output = command(&load).arg(relay).output().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The pipe was full (its pages never quite are), or this shows nothing.
+    let mut rest = Vec::new();
+    stderr.read_to_end(&mut rest).unwrap();
+    assert!(rest.len() >= 40_000, "only {} bytes were logged", rest.len());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["delivered"].as_u64().unwrap() > 1000, "{report}");
+}
