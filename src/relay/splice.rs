@@ -5,7 +5,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 
 use bytes::{Buf as _, Bytes};
 use quinn::{ConnectionError, ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, coop::consume_budget};
 
 use super::{hub::Hub, leg::Leg};
 use crate::{table::Denied, wire::CloseCode};
@@ -189,6 +189,8 @@ async fn copy(hub: &Hub, from: &Leg, recv: &mut RecvStream, send: &mut SendStrea
             Err(ReadError::Reset(code)) => return End::Reset(code),
             Err(_) => return End::Reset(relay_code(CloseCode::PeerGone)),
         };
+        // A window full of single bytes would hold the shard for long, and quinn does not count them.
+        consume_budget().await;
         while !rest.is_empty() {
             let delivered = tokio::select! {
                 biased;
@@ -246,11 +248,11 @@ fn poll_deliver(
         Ok(granted_bytes) => granted_bytes,
         Err(denied) => return Poll::Ready(Err(Undelivered::Denied(denied))),
     };
-    let mut parts = [rest.slice(..granted_bytes)];
-    // Dropped when it is not ready, it leaves the waker behind that this task is woken by when there is room.
-    let attempt = pin!(send.write_chunks(&mut parts)).poll(context);
-    let written_bytes = match &attempt {
-        Poll::Ready(Ok(written)) => written.bytes,
+    // It copies. Handing the chunk over would keep the whole packet train that it arrived in for as long as the
+    // receiver does not acknowledge it: a thousand bytes and more for a stream's single one.
+    let attempt = Pin::new(send).poll_write(context, rest.get(..granted_bytes).unwrap_or(rest));
+    let written_bytes = match attempt {
+        Poll::Ready(Ok(written_bytes)) => written_bytes,
         Poll::Ready(Err(_)) | Poll::Pending => 0,
     };
     if written_bytes < granted_bytes {
@@ -282,5 +284,30 @@ async fn reset_of(recv: &mut RecvStream) -> VarInt {
             Err(ReadError::Reset(code)) => return code,
             Err(_) => return relay_code(CloseCode::PeerGone),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        relay::tests::{Harness, hub, leg},
+        wire::Role,
+    };
+
+    #[tokio::test]
+    async fn what_waits_to_be_acknowledged_does_not_keep_the_packets_it_came_in() {
+        let harness = Harness::start();
+        let (device, _peer) = harness.joined_pair(&harness.pair()).await;
+        let hub = hub(&harness);
+        let leg = leg(&harness, &device, Role::Device);
+        let mut send = device.connection().open_uni().await.unwrap();
+        let train = Bytes::from(vec![7; 65536]);
+        let mut chunk = train.slice(..1);
+        // Nothing is sent, less acknowledged, before this task waits for something.
+        assert!(deliver(&hub, &leg, &mut chunk, &mut send).await.is_ok());
+        drop(chunk);
+        assert!(train.is_unique());
+        assert_eq!(leg.meter.bytes_used(), 1);
     }
 }

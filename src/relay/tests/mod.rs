@@ -22,14 +22,16 @@ use ed25519_dalek::SigningKey;
 use quinn::{ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::time::timeout;
 
-use super::{Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity};
+use super::{
+    Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity, hub::Hub, leg::Leg,
+};
 use crate::{
     clock::Clock,
     metrics::Metrics,
-    table::{Limits, Rules, Tier},
+    table::{ConnId, Limits, Meter, Rules, Tier},
     wire::{
-        ALPN, AllocationId, CloseCode, DeviceId, PeerId, PublicKey, RelayId, Role, SignedToken, SpkiPin,
-        TokenFields,
+        ALPN, AllocationId, CloseCode, DeviceId, Handle, PeerId, PublicKey, RelayId, Role, SignedToken,
+        SpkiPin, TokenFields,
         control::{Allocated, ClientMessage, HEADER_LEN, Hello, RelayMessage},
         proof::{self, Binding},
     },
@@ -422,6 +424,23 @@ impl Joined {
     pub fn send_datagram(&self, payload: impl Into<Bytes>) {
         self.connection().send_datagram(payload.into()).unwrap();
     }
+}
+
+/// A hub of its own, for tests of a part of a session.
+pub(super) fn hub(harness: &Harness) -> Hub {
+    let admission = Admission {
+        self_certified: None,
+        pinned: HashMap::new(),
+        max_token_lifetime: Duration::from_secs(24 * 3600),
+    };
+    Hub::new(harness.clock, harness.metrics.clone(), harness.relay_id, admission, rules())
+}
+
+/// A leg over the client's end of a connection, for tests of a part of a session.
+pub(super) fn leg(harness: &Harness, joined: &Joined, role: Role) -> Leg {
+    let handle = Handle([0; 16]);
+    let meter = Arc::new(Meter::new(Limits::default(), 0));
+    Leg::new(ConnId(0), role, handle, joined.connection().clone(), meter, harness.clock.mono())
 }
 
 /// Limits with only a quota.
