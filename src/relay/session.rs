@@ -37,6 +37,9 @@ use crate::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// From the end of the handshake until the token is accepted.
 pub(super) const AUTH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Datagrams a caller may send before its token is accepted. None can go anywhere, and a packet holds hundreds
+/// of empty ones, each of which costs this thread time.
+pub(super) const MAX_EARLY_DATAGRAMS: u64 = 256;
 /// How long a close waits for the client to acknowledge why.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a client may leave the control stream unread before it counts as broken.
@@ -104,6 +107,14 @@ pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Inc
                 Ok(_) = connection.read_datagram() => {
                     guard.early_datagrams += 1;
                     hub.metrics.dropped(DropReason::Unauthenticated, 1);
+                    if guard.early_datagrams > MAX_EARLY_DATAGRAMS {
+                        // Without the patience of a refusal, which it would use to send more.
+                        let code = CloseCode::ProtocolError;
+                        hub.metrics.refused(code);
+                        guard.code = Some(code);
+                        connection.close(number(code), b"datagrams before a token was accepted");
+                        return;
+                    }
                 }
             }
         }

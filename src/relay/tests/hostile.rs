@@ -130,6 +130,23 @@ async fn datagrams_before_a_token_are_dropped_and_counted() {
 }
 
 #[tokio::test]
+async fn a_flood_of_datagrams_before_a_token_ends_the_connection() {
+    let harness = Harness::start();
+    let neighbours = Neighbours::of(&harness).await;
+    let raw = harness.connect().await;
+    let flooding = raw.connection.clone();
+    let flood = tokio::spawn(async move { while flooding.send_datagram_wait(Bytes::new()).await.is_ok() {} });
+    assert_eq!(close_code(&raw.connection).await, CloseCode::ProtocolError);
+    soon(flood).await.unwrap();
+    harness.metric_becomes("zrc_relay_connections", 2).await;
+    assert_eq!(
+        harness.metric("zrc_relay_dropped_datagrams_total{reason=\"unauthenticated\"}"),
+        crate::relay::session::MAX_EARLY_DATAGRAMS + 1
+    );
+    neighbours.are_undisturbed().await;
+}
+
+#[tokio::test]
 async fn a_client_that_never_reads_is_closed_and_costs_little() {
     let harness = Harness::start();
     let neighbours = Neighbours::of(&harness).await;
