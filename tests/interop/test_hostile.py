@@ -169,7 +169,7 @@ async def test_opens_streams_before_hello(relay, unidirectional):
 async def test_sends_datagrams_before_hello(relay, grant):
     """They go nowhere, then or later."""
     async with neighbour(relay), pair(relay, grant) as (_, peer), connect(relay) as leg:
-        for _ in range(50):
+        for _ in range(25):
             for _ in range(8):
                 leg.send_datagram(os.urandom(1000))
             # Answered by QUIC: what was sent before has arrived.
@@ -177,6 +177,13 @@ async def test_sends_datagrams_before_hello(relay, grant):
         await leg.join(grant, DEVICE)
         leg.send_datagram(b"now")
         assert await peer.datagram() == b"now"
+
+
+async def test_floods_datagrams_before_hello(relay):
+    async with neighbour(relay), connect(relay) as leg:
+        for _ in range(2000):
+            leg.send_datagram(b"")
+        await ends_with(leg, "PROTOCOL_ERROR", within_s=2, said=False)
 
 
 async def test_never_reads_its_streams(relay, process, grant):
