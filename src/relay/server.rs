@@ -142,6 +142,12 @@ impl RelayServer {
         self.spki
     }
 
+    /// How many tasks and handles hold the hub: every session, forwarder and splice does.
+    #[cfg(test)]
+    pub(super) fn holders(&self) -> usize {
+        Arc::strong_count(&self.hub)
+    }
+
     /// What is live now, in order of handles: for an administrator. Takes time in proportion to their number.
     pub fn allocations(&self) -> Vec<Summary> {
         self.hub.allocations()

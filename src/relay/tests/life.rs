@@ -262,3 +262,70 @@ async fn r2_3_an_administrator_sees_allocations_and_kills_one_for_good() {
     neighbour.send_datagram(&b"undisturbed"[..]);
     assert_eq!(other.datagram().await, &b"undisturbed"[..]);
 }
+
+/// No task, leg or count outlives its connection, whichever way it goes and whatever was under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_left_behind_however_sessions_end() {
+    let harness = Harness::with(|config| config.rules.idle_timeout = Duration::from_secs(1));
+    let before = harness.server.holders();
+    for round in 0..24 {
+        // Some are held up by the rate, some by a peer that has no room, some end by their quota.
+        let pair = harness.pair_with(|fields| {
+            fields.bandwidth_bytes_per_sec = if round % 3 == 0 { 50_000 } else { 0 };
+            fields.quota_bytes = if round % 4 == 1 { 20_000 } else { 0 };
+        });
+        let mut device = harness.join(&pair, Role::Device).await;
+        let narrow = harness
+            .connect_with(|t| {
+                t.stream_receive_window(VarInt::from_u32(2000)).max_concurrent_uni_streams(2_u32.into());
+            })
+            .await;
+        let mut peer = narrow.join(&pair, Role::Peer).await.unwrap();
+        let mut open = Vec::new();
+        for n in 0..6_u8 {
+            let mut uni = soon(device.connection().open_uni()).await.unwrap();
+            let (mut send, recv) = soon(device.connection().open_bi()).await.unwrap();
+            if n > 0 {
+                // The relay may have ended the allocation by now.
+                let _ = timeout(Duration::from_millis(20), uni.write_all(&[n; 10_000])).await;
+                let _ = timeout(Duration::from_millis(20), send.write_all(&[n; 10_000])).await;
+            }
+            open.push((uni, send, recv));
+        }
+        match round % 6 {
+            0 => device.connection().close(VarInt::from_u32(0), b""),
+            1 => peer.connection().close(VarInt::from_u32(0), b""),
+            2 => {
+                // All three at the same moment.
+                let _ = device.control.send.write_all(&ClientMessage::Release.to_frame()).await;
+                let _ = peer.control.send.write_all(&ClientMessage::Release.to_frame()).await;
+                peer.connection().close(VarInt::from_u32(0), b"");
+            }
+            3 => {
+                let _ = peer.control.send.write_all(&[0xff; 4]).await;
+            }
+            4 => drop(open.drain(..3)),
+            _ => peer.control.recv.stop(VarInt::from_u32(3)).unwrap(),
+        }
+        // The rest of it goes with its handles.
+        drop((device, peer, open));
+    }
+    harness.metric_becomes("zrc_relay_connections", 0).await;
+    harness.metric_becomes("zrc_relay_allocations", 0).await;
+    soon(async {
+        while harness.server.holders() != before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let text = harness.metrics.encode().unwrap();
+    let sum = |name: &str| -> u64 {
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    };
+    assert_eq!(sum("zrc_relay_connections_opened_total"), 48);
+    assert_eq!(sum("zrc_relay_connections_closed_total"), 48);
+    assert_eq!(sum("zrc_relay_allocations_created_total"), sum("zrc_relay_allocations_ended_total"));
+    assert_eq!(sum("zrc_relay_connections_closed_total{code=\"INTERNAL\"}"), 0);
+    assert_eq!(sum("zrc_relay_session_panics_total"), 0);
+}
