@@ -28,6 +28,9 @@ const SEND_BUFFER_MIN_BYTES: usize = 64 * 1024;
 /// And at most, also where there is no rate. Half of quinn's own bound, so that quinn never evicts.
 const SEND_BUFFER_MAX_BYTES: usize = DATAGRAM_SEND_BUFFER_BYTES / 2;
 
+/// For so long after a control message, or four round trips, a lost packet may have been its.
+const CONTROL_LOSS_TIME: Duration = Duration::from_secs(1);
+
 /// Shared by the session that owns the connection, by the other legs that send to it, and by the hub.
 pub(super) struct Leg {
     pub id: ConnId,
@@ -45,6 +48,8 @@ pub(super) struct Leg {
     send_buffer_bytes: AtomicUsize,
     /// A control message is waiting behind the datagrams in the send buffer.
     control_pending: AtomicBool,
+    /// One has been written since the sweep last looked.
+    control_written: AtomicBool,
     outbox: Mutex<Outbox>,
     outbox_changed: Notify,
     pub datagrams: DatagramCounts,
@@ -90,6 +95,9 @@ struct Watched {
     announced_max_datagram: Option<usize>,
     receive_overflow: u64,
     path_shrank: u64,
+    lost_packets: u64,
+    /// Until then a lost packet may have held the last control message.
+    control_may_be_lost_until: Duration,
 }
 
 /// What the sweep found.
@@ -117,6 +125,8 @@ impl Leg {
             announced_max_datagram: None,
             receive_overflow: 0,
             path_shrank: 0,
+            lost_packets: 0,
+            control_may_be_lost_until: Duration::ZERO,
         };
         let leg = Self {
             // Nothing has been sent to a leg that is not yet one.
@@ -130,6 +140,7 @@ impl Leg {
             link_changed: Notify::new(),
             send_buffer_bytes: AtomicUsize::new(0),
             control_pending: AtomicBool::new(false),
+            control_written: AtomicBool::new(false),
             outbox: Mutex::default(),
             outbox_changed: Notify::new(),
             datagrams: DatagramCounts::default(),
@@ -224,8 +235,12 @@ impl Leg {
     ///
     /// QUIC sends datagrams before stream data, so a steady flood would hold the message back for ever: until
     /// the send buffer has run empty once, and the message gone out behind it, no datagram finds room.
+    ///
+    /// Should a packet be lost within the next moments, it may have been that one, and what is sent again waits
+    /// behind datagrams again: the sweep then makes room once more.
     pub fn control_pending(&self) {
         self.control_pending.store(true, Ordering::Relaxed);
+        self.control_written.store(true, Ordering::Relaxed);
     }
 
     /// Fits the send buffer to the limits in force and to what the path carries.
@@ -282,6 +297,15 @@ impl Leg {
             let lost = handed.saturating_sub(stats.frame_tx.datagram);
             metrics.dropped(DropReason::PathShrank, lost.saturating_sub(watched.path_shrank));
             watched.path_shrank = watched.path_shrank.max(lost);
+        }
+        if self.control_written.swap(false, Ordering::Relaxed) {
+            watched.control_may_be_lost_until = mono + CONTROL_LOSS_TIME.max(stats.path.rtt * 4);
+        }
+        if stats.path.lost_packets != watched.lost_packets {
+            watched.lost_packets = stats.path.lost_packets;
+            if mono < watched.control_may_be_lost_until {
+                self.control_pending.store(true, Ordering::Relaxed);
+            }
         }
         let migrated_to = (address != watched.address).then_some(address);
         watched.address = address;

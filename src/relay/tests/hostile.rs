@@ -301,14 +301,12 @@ async fn control_messages_get_through_a_flood_of_datagrams() {
     let draining = peer.connection().clone();
     let drain = tokio::spawn(async move { while draining.read_datagram().await.is_ok() {} });
     harness.metric_reaches("zrc_relay_dropped_datagrams_total{reason=\"buffer_full\"}", 1000).await;
+    // Each is awaited, however slow the machine; without room made for them they would never come.
     for n in 0..3 {
-        let started = harness.clock.mono();
         peer.control.say(&ClientMessage::Ping(n)).await;
         let pong =
             peer.until(|m| if let RelayMessage::Pong(pong) = m { Some(pong.value) } else { None }).await;
         assert_eq!(pong, n);
-        let took = harness.clock.mono() - started;
-        assert!(took < Duration::from_secs(1), "a Pong took {took:?}");
     }
     device.connection().close(VarInt::from_u32(0), b"");
     soon(flood).await.unwrap();
