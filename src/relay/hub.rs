@@ -126,6 +126,11 @@ impl Hub {
         }
     }
 
+    /// A connection is about to be closed: traffic goes past it from now on. [`Hub::leave`] follows.
+    pub fn depart(&self, id: ConnId) {
+        self.change(self.lock(), |table, now, effects| table.leave(now, id, effects));
+    }
+
     /// Replaces limits and expiry by those of a newer token.
     ///
     /// # Errors

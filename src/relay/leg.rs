@@ -52,6 +52,8 @@ pub(super) struct Leg {
     control_written: AtomicBool,
     outbox: Mutex<Outbox>,
     outbox_changed: Notify,
+    /// Notified once, when the outbox has a close.
+    close_decided: Notify,
     pub datagrams: DatagramCounts,
     watched: Mutex<Watched>,
 }
@@ -143,6 +145,7 @@ impl Leg {
             control_written: AtomicBool::new(false),
             outbox: Mutex::default(),
             outbox_changed: Notify::new(),
+            close_decided: Notify::new(),
             datagrams: DatagramCounts::default(),
             watched: Mutex::new(watched),
         };
@@ -200,6 +203,19 @@ impl Leg {
         self.tell(|outbox| {
             outbox.close.get_or_insert(Close { code, message: message.into() });
         });
+        self.close_decided.notify_one();
+    }
+
+    /// Waits until the connection is to be closed. Cancel-safe; for the session alone.
+    pub async fn told_to_close(&self) -> Close {
+        loop {
+            let decided = self.close_decided.notified();
+            let close = self.outbox.lock().unwrap_or_else(PoisonError::into_inner).close.clone();
+            if let Some(close) = close {
+                return close;
+            }
+            decided.await;
+        }
     }
 
     /// Waits until the outbox holds something. Cancel-safe.

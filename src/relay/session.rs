@@ -397,6 +397,7 @@ impl Session {
                     let outbox = leg.take_outbox();
                     if let Some(Close { code, message }) = outbox.close {
                         children.abort_all();
+                        self.hub.depart(leg.id);
                         leg.control_pending();
                         let closing = RelayMessage::Closing(Closing {
                             code: u32::from(code.number()),
@@ -430,6 +431,7 @@ impl Session {
                         Err(None) => return self.closed_with,
                         Err(Some(rejection)) => {
                             children.abort_all();
+                            self.hub.depart(leg.id);
                             leg.control_pending();
                             let code = rejection.code;
                             self.hub.metrics.refused(code);
@@ -546,14 +548,20 @@ impl Session {
     /// Writes one message.
     ///
     /// # Errors
-    /// The code, when the client takes no messages and the connection was closed for that; `None` when the
-    /// connection is gone.
+    /// The code, when the connection was closed because the client takes no messages, or for another reason
+    /// before this one was out; `None` when the connection is gone.
     async fn say(&mut self, message: &RelayMessage) -> Result<(), Option<CloseCode>> {
         self.admitted.leg.control_pending();
-        let rejection = match timeout(CONTROL_WRITE_TIMEOUT, self.send.write_all(&message.to_frame())).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => unheard(&error).ok_or(None)?,
-            Err(_) => Rejection::new(CloseCode::ProtocolError, "the control stream is not being read"),
+        let frame = message.to_frame();
+        let rejection = tokio::select! {
+            biased;
+            written = timeout(CONTROL_WRITE_TIMEOUT, self.send.write_all(&frame)) => match written {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => unheard(&error).ok_or(None)?,
+                Err(_) => Rejection::new(CloseCode::ProtocolError, "the control stream is not being read"),
+            },
+            // Decided meanwhile, and nothing more can be said: the code alone must suffice.
+            Close { code, message } = self.admitted.leg.told_to_close() => Rejection::new(code, &*message),
         };
         self.admitted.leg.connection.close(number(rejection.code), rejection.message.as_bytes());
         self.closed_with = Some(rejection.code);

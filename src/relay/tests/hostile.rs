@@ -345,3 +345,43 @@ async fn junk_on_the_port_is_ignored() {
     }
     neighbours.are_undisturbed().await;
 }
+
+/// A decision does not wait for a client that reads nothing.
+#[tokio::test]
+async fn a_client_that_never_reads_is_killed_at_once() {
+    let harness = Harness::start();
+    let pair = harness.pair();
+    let raw = harness
+        .connect_with(|t| {
+            t.stream_receive_window(VarInt::from_u32(300));
+        })
+        .await;
+    let mut stuck = raw.join(&pair, Role::Device).await.unwrap();
+    let flood: Vec<u8> =
+        (0..32).flat_map(|n| ClientMessage::Ping(u64::MAX - n).to_frame().to_vec()).collect();
+    soon(stuck.control.send.write_all(&flood)).await.unwrap();
+    // The relay has taken the flood, and is stuck in answering it: a Ping behind it is not read any more.
+    let handle = harness.server.allocations()[0].handle;
+    soon(async {
+        while stuck.connection().stats().frame_rx.stream_data_blocked == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(harness.server.kill(handle, "enough"));
+    assert_eq!(stuck.control.close_code().await, CloseCode::Killed);
+}
+
+/// While the newest connection of a side is told why it is closed, the one before it has the traffic already.
+#[tokio::test]
+async fn traffic_goes_past_a_connection_that_is_being_closed() {
+    let harness = Harness::start();
+    let pair = harness.pair();
+    let (device, older) = harness.joined_pair(&pair).await;
+    let mut newest = harness.join(&pair, Role::Peer).await;
+    newest.control.say(&ClientMessage::Prove(crate::wire::control::Prove { proof: Bytes::new() })).await;
+    let refused = newest.until(|m| if let RelayMessage::Refused(r) = m { Some(r.code) } else { None }).await;
+    assert_eq!(refused, u32::from(CloseCode::ProtocolError.number()));
+    device.send_datagram(&b"past it"[..]);
+    assert_eq!(older.datagram().await, &b"past it"[..]);
+}
