@@ -12,18 +12,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // A package built outside a checkout can name its commit in the environment.
     println!("cargo:rerun-if-env-changed=ZRC_RELAY_COMMIT");
-    for watched in [".git/HEAD", ".git/logs/HEAD"] {
-        if Path::new(watched).exists() {
-            println!("cargo:rerun-if-changed={watched}");
+    for watched in ["HEAD", "logs/HEAD"] {
+        // Wherever git keeps them: a worktree has its own.
+        if let Some(path) = git(&["rev-parse", "--git-path", watched])
+            && Path::new(&path).exists()
+        {
+            println!("cargo:rerun-if-changed={path}");
         }
     }
-    let commit = env::var("ZRC_RELAY_COMMIT").ok().or_else(git_commit).unwrap_or_else(|| "unknown".into());
+    let commit = env::var("ZRC_RELAY_COMMIT").ok().or_else(|| git(&["rev-parse", "--short=12", "HEAD"]));
+    let commit = commit.unwrap_or_else(|| "unknown".into());
     println!("cargo:rustc-env=ZRC_RELAY_COMMIT={commit}");
     Ok(())
 }
 
-fn git_commit() -> Option<String> {
-    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
+/// What git answers, if there is a git and this is a checkout.
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
-    output.status.success().then(|| text.trim().to_owned()).filter(|commit| !commit.is_empty())
+    output.status.success().then(|| text.trim().to_owned()).filter(|answer| !answer.is_empty())
 }
