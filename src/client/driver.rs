@@ -475,7 +475,7 @@ impl Driver {
         }
         self.shared.set_link(None);
         self.shared.set_peer(false);
-        self.shared.emit(Event::Disconnected { reason: cause.to_string() });
+        self.shared.emit(Event::Disconnected { reason: whole_story(&cause) });
         self.elsewhere.retain(|other| Some(other) != target.as_ref());
         self.elsewhere.splice(0..0, target);
         self.elsewhere.truncate(MAX_RELAYS);
@@ -636,6 +636,12 @@ fn is_about_a_token(code: CloseCode) -> bool {
             | CloseCode::AllocationMismatch
             | CloseCode::ProofInvalid
     )
+}
+
+/// An error and all that is behind it, in one line.
+fn whole_story(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |story, cause| format!("{story}: {cause}"))
 }
 
 /// What is being dialed, if anything is.

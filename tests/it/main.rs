@@ -18,3 +18,4 @@ mod cli_serve;
 mod client;
 mod log_hygiene;
 mod meter;
+mod restart;
