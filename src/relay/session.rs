@@ -24,7 +24,7 @@ use crate::{
     metrics::DropReason,
     table::{ConnId, Joined, Tier},
     wire::{
-        Claims, CloseCode,
+        AllocationId, Claims, CloseCode,
         control::{
             Allocated, Challenge, ClientMessage, Closing, Hello, MAX_FRAME, PathLimit, PeerState, Pong,
             Refreshed, Refused, RelayMessage,
@@ -69,10 +69,18 @@ pub(super) struct Terms {
 
 /// Serves one connection attempt to its end.
 pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) {
+    // Boxed, so that what only a handshake needs is not held for as long as the session lives.
+    if let Some((mut guard, session)) = Box::pin(let_in(hub, shard, incoming)).await {
+        guard.code = session.run().await;
+    }
+}
+
+/// Handshake, Hello, proof. `None` when it ended there; what there was to say has been said.
+async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> Option<(Guard, Session)> {
     let Some(unauthenticated) = shard.unauthenticated() else {
         hub.metrics.handshakes_refused.inc();
         incoming.refuse();
-        return;
+        return None;
     };
     let connection = match incoming.accept() {
         Ok(connecting) => timeout(HANDSHAKE_TIMEOUT, connecting).await,
@@ -83,12 +91,12 @@ pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Inc
         Ok(Err(error)) => {
             tracing::debug!(%error, "handshake failed");
             hub.metrics.handshakes_failed.inc();
-            return;
+            return None;
         }
         Err(_) => {
             tracing::debug!("handshake timed out");
             hub.metrics.handshakes_failed.inc();
-            return;
+            return None;
         }
     };
     let id = hub.next_connection();
@@ -113,7 +121,7 @@ pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Inc
                         hub.metrics.refused(code);
                         guard.code = Some(code);
                         connection.close(number(code), b"datagrams before a token was accepted");
-                        return;
+                        return None;
                     }
                 }
             }
@@ -132,20 +140,20 @@ pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Inc
             tracing::debug!(connection = id.0, code = rejection.code.name(), "refused");
             guard.code = Some(rejection.code);
             refuse(&connection, control.as_mut().map(|(send, _)| send), rejection).await;
-            return;
+            return None;
         }
-        Err(None) => return,
+        Err(None) => return None,
     };
     drop(unauthenticated);
     guard.joined = true;
-    let Some((send, reader)) = control else { return };
+    let (send, reader) = control?;
     // Before what is relayed. An error would say that the stream is closed; the first write says it too.
     let _ = send.set_priority(1);
     tls::open_up(&connection);
     let early_datagrams = guard.early_datagrams;
     admitted.leg.datagrams.read.fetch_add(early_datagrams, std::sync::atomic::Ordering::Relaxed);
     let session = Session { hub, shard, admitted, send, reader, closed_with: None };
-    guard.code = session.run().await;
+    Some((guard, session))
 }
 
 /// Leaves the table and counts the end, however the session ends.
@@ -210,7 +218,7 @@ fn code_of(reason: &ConnectionError) -> CloseCode {
 struct Admitted {
     leg: Arc<Leg>,
     joined: Joined,
-    claims: Claims,
+    allocation_id: AllocationId,
 }
 
 type Control = Option<(SendStream, FrameReader)>;
@@ -251,7 +259,7 @@ async fn admit(
     );
     #[cfg(test)]
     assert_ne!(hello.agent, PANICKING_AGENT, "as a test asked for");
-    Ok(Admitted { leg, joined, claims })
+    Ok(Admitted { leg, joined, allocation_id: claims.identity.allocation_id })
 }
 
 /// Checks that the caller holds its role's key.
@@ -447,7 +455,7 @@ impl Session {
 
     /// The answer to a Hello that was accepted.
     fn allocated(&self, told: &Told) -> RelayMessage {
-        let Admitted { leg, joined, claims } = &self.admitted;
+        let Admitted { leg, joined, allocation_id } = &self.admitted;
         let terms = &self.shard.terms;
         let remote = leg.connection.remote_address();
         let (relay_addr, relay_port) = match terms.public_addr {
@@ -459,7 +467,7 @@ impl Session {
         };
         let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         RelayMessage::Allocated(Allocated {
-            allocation_id: Bytes::copy_from_slice(claims.identity.allocation_id.as_bytes()),
+            allocation_id: Bytes::copy_from_slice(allocation_id.as_bytes()),
             relay_addr: relay_addr.to_string(),
             relay_port: u32::from(relay_port),
             expires_at: joined.grant.expires_at_unix,
@@ -491,7 +499,7 @@ impl Session {
                 self.say(&pong).await.map_err(|_| None)
             }
             ClientMessage::Refresh(refresh) => {
-                let allocation_id = self.admitted.claims.identity.allocation_id;
+                let allocation_id = self.admitted.allocation_id;
                 let (claims, tier) = self.admit_again(&refresh.token, allocation_id.as_bytes())?;
                 self.hub.refresh(leg.id, &claims, &tier)?;
                 tracing::info!(allocation = %leg.handle, connection = leg.id.0, "token refreshed");
