@@ -92,6 +92,8 @@ step_cross() {
 
 step_interop() {
     python_packages
+    # The vectors are what a second implementation, in Python's standard library alone, makes of the contract.
+    "$VENV/bin/python" tests/vectors/make.py --check
     cargo build --locked --bin zrc-relay
     ZRC_RELAY_BIN="$TARGET/debug/zrc-relay" limited 15m "$VENV/bin/python" -m pytest tests/interop
 }
