@@ -385,3 +385,41 @@ async fn traffic_goes_past_a_connection_that_is_being_closed() {
     device.send_datagram(&b"past it"[..]);
     assert_eq!(older.datagram().await, &b"past it"[..]);
 }
+
+/// A caller whose handshake never ends: the relay's answers do not reach it.
+#[tokio::test]
+async fn a_handshake_that_does_not_end_gives_its_place_back() {
+    let harness = Harness::with(|config| config.max_unauthenticated = 1);
+    let unanswered = far_away(harness.addr(), Duration::ZERO, Arc::new(AtomicUsize::new(0))).await;
+    let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connecting = endpoint.connect_with(harness.client_config(), unanswered, "localhost").unwrap();
+    harness.metric_becomes("zrc_relay_handshakes_failed_total", 1).await;
+    assert_eq!(harness.metric("zrc_relay_connections_opened_total"), 0);
+    drop((connecting, endpoint));
+    harness.join(&harness.pair(), Role::Device).await;
+}
+
+/// All streams that a client may have, each as full as it may be, and nobody reads them.
+#[tokio::test]
+async fn full_streams_are_bounded_and_leave_room_for_the_control_stream() {
+    let harness = Harness::start();
+    let mut device = harness.join(&harness.pair(), Role::Device).await;
+    let mut streams = Vec::new();
+    for _ in 0..crate::relay::tls::MAX_STREAMS_PER_KIND {
+        streams.push(soon(device.connection().open_uni()).await.unwrap());
+        streams.push(soon(device.connection().open_bi()).await.unwrap().0);
+    }
+    let more_uni = timeout(Duration::from_millis(200), device.connection().open_uni()).await;
+    let more_bi = timeout(Duration::from_millis(200), device.connection().open_bi()).await;
+    assert!(more_uni.is_err() && more_bi.is_err(), "one stream too many");
+    let mut taken = 0;
+    for stream in &mut streams {
+        while let Ok(Ok(bytes)) = timeout(Duration::from_millis(50), stream.write(&[7; 65536])).await {
+            taken += bytes;
+        }
+    }
+    assert!((8 << 20..20 << 20).contains(&taken), "{taken} bytes were taken");
+    device.control.say(&ClientMessage::Ping(9)).await;
+    let pong = device.until(|m| if let RelayMessage::Pong(pong) = m { Some(pong.value) } else { None }).await;
+    assert_eq!(pong, 9);
+}
