@@ -19,6 +19,8 @@ from pathlib import Path
 
 BINARY = Path(__file__).resolve().parent.parent / "target/release/zrc-relay"
 
+DATAGRAMS = ["pps", "loss", "relay_cpu_us_per_delivered", "rtt_p50_us", "rtt_p99_us"]
+
 # What is put on the relay, and which figures of `bench` say something about it.
 ROWS = {
     "idle, 1000 pairs": (
@@ -27,19 +29,19 @@ ROWS = {
     ),
     "datagrams, 200 pairs, 20 000/s": (
         ["--pairs", "200", "--rate", "20000"],
-        ["pps", "loss", "relay_cpu_us_per_delivered", "rtt_p50_us", "rtt_p99_us"],
+        DATAGRAMS,
     ),
     "datagrams, 1 pair, 1000/s": (
         ["--pairs", "1", "--rate", "1000"],
-        ["pps", "loss", "relay_cpu_us_per_delivered", "rtt_p50_us", "rtt_p99_us"],
+        DATAGRAMS,
     ),
     "datagrams, 1 pair, 20 000/s": (
         ["--pairs", "1", "--rate", "20000"],
-        ["pps", "loss", "relay_cpu_us_per_delivered", "rtt_p50_us", "rtt_p99_us"],
+        DATAGRAMS,
     ),
     "datagrams, 1 pair, 80 000/s": (
         ["--pairs", "1", "--rate", "80000"],
-        ["pps", "loss", "relay_cpu_us_per_delivered", "rtt_p50_us", "rtt_p99_us"],
+        DATAGRAMS,
     ),
     "datagrams, 1 pair, flat out (300 000/s offered)": (
         ["--pairs", "1", "--rate", "300000"],

@@ -4,6 +4,7 @@
 //! that another shard owns.
 
 use std::{
+    collections::HashMap,
     net::UdpSocket,
     sync::{
         Arc, Mutex, PoisonError,
@@ -24,7 +25,7 @@ use super::{
     session::{self, Terms},
     tls::ShardConnectionIds,
 };
-use crate::wire::CloseCode;
+use crate::{table::ConnId, wire::CloseCode};
 
 /// How often to look for what quinn has no events for: migration, path limits, silence.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
@@ -33,7 +34,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 pub(super) struct Shard {
     pub terms: Terms,
     unauthenticated: Arc<AtomicUsize>,
-    legs: Mutex<Vec<Arc<Leg>>>,
+    legs: Mutex<HashMap<ConnId, Arc<Leg>>>,
 }
 
 impl Shard {
@@ -50,17 +51,18 @@ impl Shard {
 
     /// Has the sweep look at this leg for as long as the answer lives.
     pub fn watch(self: &Arc<Self>, leg: Arc<Leg>) -> Watch {
-        self.legs().push(leg.clone());
-        Watch { shard: self.clone(), leg }
+        let id = leg.id;
+        self.legs().insert(id, leg);
+        Watch { shard: self.clone(), id }
     }
 
-    fn legs(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Leg>>> {
+    fn legs(&self) -> std::sync::MutexGuard<'_, HashMap<ConnId, Arc<Leg>>> {
         self.legs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sweep(&self, hub: &Hub) {
         let mono = hub.clock.mono();
-        for leg in self.legs().iter() {
+        for leg in self.legs().values() {
             let observed = leg.observe(mono, &hub.metrics);
             if let Some(address) = observed.migrated_to {
                 hub.metrics.migrations.inc();
@@ -86,15 +88,12 @@ impl Drop for Unauthenticated {
 /// Keeps a leg under the sweep's eyes.
 pub(super) struct Watch {
     shard: Arc<Shard>,
-    leg: Arc<Leg>,
+    id: ConnId,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut legs = self.shard.legs();
-        if let Some(at) = legs.iter().position(|leg| Arc::ptr_eq(leg, &self.leg)) {
-            legs.swap_remove(at);
-        }
+        self.shard.legs().remove(&self.id);
     }
 }
 
