@@ -4,6 +4,7 @@
 //! arguments. Everything that parses takes bytes that an attacker may have chosen, allocates no more than
 //! those bytes warrant, and answers with a typed error. `PROTOCOL.md` in this folder is the contract in prose.
 
+pub mod channel;
 pub mod claims;
 pub mod codes;
 pub mod control;
