@@ -4,7 +4,9 @@
 
 use std::fmt;
 
-use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 use crate::wire::{CloseCode, Role};
 
@@ -31,11 +33,21 @@ pub enum DropReason {
     ReceiveOverflow,
     /// Let go from a send buffer because the path's limit shrank below its size.
     PathShrank,
+    /// A raw packet with a tag that names no leg: it is over, or was never there.
+    RawTag,
+    /// A raw packet from another address than its leg's.
+    RawSource,
+    /// Neither QUIC nor a packet that clients send on a raw channel.
+    RawMalformed,
+    /// More probes of a raw channel than are answered.
+    RawProbeRate,
+    /// A QUIC packet for another shard, whose queue was full.
+    ShardQueue,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 15] = [
         Self::Unauthenticated,
         Self::NoPeer,
         Self::TooLarge,
@@ -46,6 +58,11 @@ impl DropReason {
         Self::SendFailed,
         Self::ReceiveOverflow,
         Self::PathShrank,
+        Self::RawTag,
+        Self::RawSource,
+        Self::RawMalformed,
+        Self::RawProbeRate,
+        Self::ShardQueue,
     ];
 
     /// The label's value.
@@ -61,6 +78,11 @@ impl DropReason {
             Self::SendFailed => "send_failed",
             Self::ReceiveOverflow => "receive_overflow",
             Self::PathShrank => "path_shrank",
+            Self::RawTag => "raw_tag",
+            Self::RawSource => "raw_source",
+            Self::RawMalformed => "raw_malformed",
+            Self::RawProbeRate => "raw_probe_rate",
+            Self::ShardQueue => "shard_queue",
         }
     }
 }
@@ -71,6 +93,8 @@ pub struct Forwarded {
     pub datagrams: IntCounter,
     /// Their payload bytes.
     pub datagram_bytes: IntCounter,
+    /// Of those datagrams, how many left by the other leg's raw channel.
+    pub raw_datagrams: IntCounter,
     /// Stream bytes handed to the other leg.
     pub stream_bytes: IntCounter,
 }
@@ -100,7 +124,15 @@ pub struct Metrics {
     forwarded: [Forwarded; 2],
     /// Streams spliced, by kind: bidirectional, unidirectional.
     streams: [IntCounter; 2],
-    dropped: [IntCounter; 10],
+    dropped: [IntCounter; DropReason::ALL.len()],
+    /// Connections with a raw channel now.
+    pub raw_channels: IntGauge,
+    /// Probes of raw channels answered.
+    pub raw_probes_answered: IntCounter,
+    /// QUIC packets that arrived at another shard's socket and were handed over.
+    pub shard_handoffs: IntCounter,
+    /// Connections now, by shard.
+    shard_connections: IntGaugeVec,
     /// Connections whose client appeared at another address.
     pub migrations: IntCounter,
     /// Sessions that ended by a panic. Anything but 0 is a bug.
@@ -172,12 +204,23 @@ impl Metrics {
             "Payload bytes handed to the other leg, by the role that sent them and by kind.",
             &["from", "kind"],
         )?;
+        let raw = family(
+            r,
+            "zrc_relay_forwarded_raw_datagrams_total",
+            "Of the datagrams forwarded, those that left by the other leg's raw channel, by the role that sent them.",
+            &["from"],
+        )?;
+        let shard_connections = IntGaugeVec::new(
+            Opts::new("zrc_relay_shard_connections", "Connections now, by shard: one thread each."),
+            &["shard"],
+        )?;
+        r.register(Box::new(shard_connections.clone()))?;
         let streams =
             family(r, "zrc_relay_streams_spliced_total", "Streams opened on the other leg.", &["kind"])?;
         let dropped = family(
             r,
             "zrc_relay_dropped_datagrams_total",
-            "Datagrams that were not forwarded, by reason.",
+            "Datagrams and packets that were not forwarded, by reason.",
             &["reason"],
         )?;
         let build = family(r, "zrc_relay_build_info", "Always 1.", &["version", "commit"])?;
@@ -221,11 +264,24 @@ impl Metrics {
                 Forwarded {
                     datagrams: datagrams.with_label_values(&[&from]),
                     datagram_bytes: bytes.with_label_values(&[from.as_str(), "datagram"]),
+                    raw_datagrams: raw.with_label_values(&[&from]),
                     stream_bytes: bytes.with_label_values(&[from.as_str(), "stream"]),
                 }
             }),
             streams: ["bi", "uni"].map(|kind| streams.with_label_values(&[kind])),
             dropped: DropReason::ALL.map(|reason| dropped.with_label_values(&[reason.name()])),
+            raw_channels: gauge(r, "zrc_relay_raw_channels", "Connections with a raw channel now.")?,
+            raw_probes_answered: counter(
+                r,
+                "zrc_relay_raw_probes_answered_total",
+                "Probes of raw channels answered; each open channel sends one a second.",
+            )?,
+            shard_handoffs: counter(
+                r,
+                "zrc_relay_shard_handoffs_total",
+                "QUIC packets that arrived at another shard's socket and were handed over.",
+            )?,
+            shard_connections,
             migrations: counter(
                 r,
                 "zrc_relay_migrations_total",
@@ -247,6 +303,11 @@ impl Metrics {
             Role::Device => device,
             Role::Peer => peer,
         }
+    }
+
+    /// Connections of one shard.
+    pub fn shard_connections(&self, shard: u8) -> IntGauge {
+        self.shard_connections.with_label_values(&[&shard.to_string()])
     }
 
     /// Streams spliced: `true` for bidirectional ones.

@@ -13,14 +13,17 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::Config,
+    config::{self, Config},
     metrics::Metrics,
     ops::{Handles, OpsServer, Readiness},
     relay::{
-        Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, Pinned, RelayConfig, RelayServer, StartError, TlsIdentity,
+        self, Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, Pinned, RelayConfig, RelayServer, StartError,
+        TlsIdentity,
     },
     wire::Descriptor,
 };
+
+const _: () = assert!(config::MAX_SHARDS == relay::MAX_SHARDS);
 
 /// A relay that serves.
 pub(super) struct Running {
@@ -73,6 +76,8 @@ impl Running {
                 max_unauthenticated: wanted.max_unauthenticated,
                 datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
                 keepalive: Some(wanted.keepalive),
+                shards: wanted.shards,
+                raw_channel: wanted.raw_channel,
             },
             clock,
             metrics.clone(),

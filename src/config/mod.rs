@@ -12,6 +12,7 @@ use std::{
     collections::HashSet,
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroU8,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -48,6 +49,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
 
 const DEFAULT_MAX_UNAUTHENTICATED: usize = 2048;
+/// The most threads that move packets.
+pub const MAX_SHARDS: u8 = 64;
 const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(15);
 const DEFAULT_RULES: Rules = Rules {
     max_allocations: 1000,
@@ -94,6 +97,10 @@ pub struct Relay {
     pub max_unauthenticated: usize,
     /// QUIC keep-alive; holds the NAT bindings of quiet clients.
     pub keepalive: Duration,
+    /// Threads that move packets; `None` for one a core.
+    pub shards: Option<NonZeroU8>,
+    /// Whether clients are offered a raw channel.
+    pub raw_channel: bool,
     /// Whether a device that is not pinned may use its id as its key.
     pub self_certified: bool,
     /// Devices whose key is known.
@@ -227,6 +234,8 @@ impl Config {
                 max_token_lifetime: DAY,
                 max_unauthenticated: DEFAULT_MAX_UNAUTHENTICATED,
                 keepalive: DEFAULT_KEEPALIVE,
+                shards: None,
+                raw_channel: true,
                 self_certified: true,
                 devices: Vec::new(),
             },
@@ -348,6 +357,13 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
         );
     }
 
+    let shards = relay
+        .read("shards", "4", |value| {
+            read::number(0..=MAX_SHARDS)(value).map_err(|reason| format!("{reason} (0: one a core)"))
+        })
+        .and_then(NonZeroU8::new);
+    let raw_channel = relay.read("raw_channel", "false", read::switch).unwrap_or(true);
+
     let self_certified = relay.read("self_certified", "true", read::switch);
     let devices = relay.tables("device");
     let is_closed = self_certified == Some(false) || !relay.was_given("self_certified");
@@ -387,6 +403,8 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
         max_token_lifetime,
         max_unauthenticated,
         keepalive,
+        shards,
+        raw_channel,
         self_certified: self_certified.unwrap_or(false),
         devices,
     };
@@ -702,6 +720,8 @@ mod tests {
             ("max_allocations_per_device", &["0", "4294967295"], &["-1", "4294967296"]),
             ("connections_per_role", &["1", "64"], &["0", "65"]),
             ("max_unauthenticated", &["1", "1000000"], &["0", "1000001"]),
+            ("shards", &["0", "1", "64"], &["-1", "65", "\"all\""]),
+            ("raw_channel", &["true", "false"], &["1", "\"on\""]),
             ("default_bandwidth_limit", &["0", "1", "9223372036854775807"], &["-1", "\"10M\""]),
             (
                 "max_token_lifetime",

@@ -25,13 +25,32 @@ pub(super) async fn forward_datagrams(hub: Arc<Hub>, leg: Arc<Leg>) {
         leg.datagrams.read.fetch_add(1, Ordering::Relaxed);
         // A full buffer of tiny ones would hold the shard for tens of milliseconds, and quinn does not count them.
         consume_budget().await;
-        if let Err(reason) = forward(&hub, &leg, payload) {
-            hub.metrics.dropped(reason, 1);
-            tracing::trace!(allocation = %leg.handle, connection = leg.id.0, reason = reason.name(), "datagram dropped");
-            if reason == DropReason::Quota {
-                hub.quota_exceeded(&leg);
-            }
-        }
+        forward_datagram(&hub, &leg, payload);
+    }
+}
+
+/// Hands one datagram to the other leg as a QUIC datagram, or counts why not.
+pub(super) fn forward_datagram(hub: &Hub, leg: &Leg, payload: Bytes) {
+    if let Err(reason) = forward(hub, leg, payload) {
+        not_forwarded(hub, leg, reason);
+    }
+}
+
+/// Counts a datagram that was not forwarded; one that was too much for the quota ends the allocation.
+pub(super) fn not_forwarded(hub: &Hub, leg: &Leg, reason: DropReason) {
+    hub.metrics.dropped(reason, 1);
+    tracing::trace!(allocation = %leg.handle, connection = leg.id.0, reason = reason.name(), "datagram dropped");
+    if reason == DropReason::Quota {
+        hub.quota_exceeded(leg);
+    }
+}
+
+/// How a refused charge is counted.
+pub(super) fn drop_reason(denied: Denied) -> DropReason {
+    match denied {
+        Denied::ByteRate(_) | Denied::OverBurst => DropReason::ByteRate,
+        Denied::PacketRate(_) => DropReason::PacketRate,
+        Denied::Quota => DropReason::Quota,
     }
 }
 
@@ -44,11 +63,7 @@ fn forward(hub: &Hub, leg: &Leg, payload: Bytes) -> Result<(), DropReason> {
     if !other.has_room_for(bytes) {
         return Err(DropReason::BufferFull);
     }
-    leg.meter.charge_datagram(hub.clock.nanos(), leg.role, bytes).map_err(|denied| match denied {
-        Denied::ByteRate(_) | Denied::OverBurst => DropReason::ByteRate,
-        Denied::PacketRate(_) => DropReason::PacketRate,
-        Denied::Quota => DropReason::Quota,
-    })?;
+    leg.meter.charge_datagram(hub.clock.nanos(), leg.role, bytes).map_err(drop_reason)?;
     if let Err(error) = other.connection.send_datagram(detached(payload)) {
         leg.meter.refund_datagram(leg.role, bytes);
         return Err(match error {

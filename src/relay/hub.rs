@@ -16,7 +16,8 @@ use tokio::sync::Notify;
 
 use super::{
     auth::{Admission, Rejection},
-    leg::Leg,
+    channel::Channels,
+    leg::{Leg, Origin},
 };
 use crate::{
     clock::Clock,
@@ -34,6 +35,7 @@ pub(super) struct Hub {
     pub metrics: Arc<Metrics>,
     pub relay_id: RelayId,
     pub admission: Admission,
+    pub channels: Channels,
     table: Mutex<Table>,
     legs: DashMap<ConnId, Arc<Leg>>,
     next_connection: AtomicU64,
@@ -53,12 +55,14 @@ impl Hub {
         relay_id: RelayId,
         admission: Admission,
         rules: Rules,
+        channels: Channels,
     ) -> Self {
         Self {
             clock,
             metrics,
             relay_id,
             admission,
+            channels,
             table: Mutex::new(Table::new(rules)),
             legs: DashMap::new(),
             next_connection: AtomicU64::new(0),
@@ -82,6 +86,7 @@ impl Hub {
         &self,
         connection: &quinn::Connection,
         id: ConnId,
+        origin: Origin,
         role: Role,
         claims: &Claims,
         tier: &Tier,
@@ -101,8 +106,8 @@ impl Hub {
                 return Err(refusal.into());
             }
         };
-        let leg =
-            Arc::new(Leg::new(id, role, joined.handle, connection.clone(), joined.meter.clone(), now.mono));
+        let meter = joined.meter.clone();
+        let leg = Arc::new(Leg::new(id, role, joined.handle, connection.clone(), origin, meter, now.mono));
         self.legs.insert(id, leg.clone());
         if joined.created {
             self.metrics.allocations_created.inc();
@@ -119,6 +124,9 @@ impl Hub {
         if let Some((_, leg)) = self.legs.remove(&id) {
             // Two legs of a pair hold each other; this lets go.
             leg.set_link(None);
+            if self.channels.close(&leg) {
+                self.metrics.raw_channels.dec();
+            }
         }
         self.change(table, |table, now, effects| table.leave(now, id, effects));
         if self.legs.is_empty() {
@@ -221,6 +229,10 @@ impl Hub {
                 Effect::Link { conn, to } => {
                     let to = to.and_then(|to| self.leg(to));
                     if let Some(leg) = self.leg(conn) {
+                        if let Some(to) = to.as_ref().filter(|to| leg.wants_channel && to.wants_channel) {
+                            let opened = [&leg, to].into_iter().filter(|leg| self.channels.open(leg)).count();
+                            self.metrics.raw_channels.add(opened as i64);
+                        }
                         leg.set_link(to);
                     }
                 }

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,11 +13,11 @@ use arc_swap::ArcSwapOption;
 use quinn::PathStats;
 use tokio::sync::Notify;
 
-use super::tls::DATAGRAM_SEND_BUFFER_BYTES;
+use super::{channel::Channel, tls::DATAGRAM_SEND_BUFFER_BYTES};
 use crate::{
     metrics::{DropReason, Metrics},
     table::{ConnId, Grant, Limits, Meter},
-    wire::{CloseCode, Handle, Role},
+    wire::{CloseCode, Handle, Role, channel::Tag},
 };
 
 /// Datagrams waiting to be sent are bounded in time: what has waited longer is better lost, for what is
@@ -38,7 +38,12 @@ pub(super) struct Leg {
     /// The allocation's public name, for logs.
     pub handle: Handle,
     pub connection: quinn::Connection,
+    /// Whose thread drives the connection.
+    pub shard: u8,
     pub meter: Arc<Meter>,
+    /// Whether the client takes raw packets, and the relay moves them.
+    pub wants_channel: bool,
+    channel: OnceLock<Channel>,
     /// Where what this leg sends goes. Set by the hub alone.
     link: ArcSwapOption<Leg>,
     link_changed: Notify,
@@ -65,9 +70,26 @@ pub(super) struct Leg {
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pub peer_present: Option<bool>,
-    pub max_datagram_bytes: Option<u32>,
+    pub path_limit: Option<PathLimits>,
+    pub channel: Option<Tag>,
     pub refreshed: Option<Grant>,
     pub close: Option<Close>,
+}
+
+/// What the other side can be sent now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct PathLimits {
+    /// As a QUIC datagram.
+    pub datagram_bytes: u32,
+    /// Raw; 0 where there is no channel on both sides.
+    pub raw_bytes: u32,
+}
+
+/// What is known of a connection that joins, beside the connection itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin {
+    pub shard: u8,
+    pub wants_channel: bool,
 }
 
 /// The end of a connection, as the hub or the sweep decided it.
@@ -94,7 +116,7 @@ struct Watched {
     address: SocketAddr,
     received_packets: u64,
     last_received: Duration,
-    announced_max_datagram: Option<usize>,
+    announced: Option<PathLimits>,
     receive_overflow: u64,
     path_shrank: u64,
     lost_packets: u64,
@@ -117,6 +139,7 @@ impl Leg {
         role: Role,
         handle: Handle,
         connection: quinn::Connection,
+        origin: Origin,
         meter: Arc<Meter>,
         mono: Duration,
     ) -> Self {
@@ -124,7 +147,7 @@ impl Leg {
             address: connection.remote_address(),
             received_packets: 0,
             last_received: mono,
-            announced_max_datagram: None,
+            announced: None,
             receive_overflow: 0,
             path_shrank: 0,
             lost_packets: 0,
@@ -137,6 +160,9 @@ impl Leg {
             role,
             handle,
             connection,
+            shard: origin.shard,
+            wants_channel: origin.wants_channel,
+            channel: OnceLock::new(),
             meter,
             link: ArcSwapOption::empty(),
             link_changed: Notify::new(),
@@ -151,6 +177,26 @@ impl Leg {
         };
         leg.size_send_buffer();
         leg
+    }
+
+    /// Its raw channel, if it has been given one. Wait-free.
+    pub fn channel(&self) -> Option<&Channel> {
+        self.channel.get()
+    }
+
+    /// Gives it a raw channel, once, and has the client told. Whether it was the first.
+    pub fn set_channel(&self, channel: Channel) -> bool {
+        let tag = channel.tag;
+        let first = self.channel.set(channel).is_ok();
+        if first {
+            self.tell(|outbox| outbox.channel = Some(tag));
+        }
+        first
+    }
+
+    /// The largest UDP payload that the path to the client is known to carry.
+    pub fn path_mtu_bytes(&self) -> usize {
+        self.connection.stats().path.current_mtu.into()
     }
 
     /// Where traffic goes now. Wait-free.
@@ -269,23 +315,24 @@ impl Leg {
         self.send_buffer_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// The largest datagram that can be delivered to the other side now; without a peer, what this leg itself
+    /// The largest payloads that can be delivered to the other side now; without a peer, what this leg itself
     /// could carry.
-    pub fn max_datagram_bytes(&self) -> u32 {
-        let size = match &*self.link.load() {
-            Some(other) => other.connection.max_datagram_size(),
-            None => self.connection.max_datagram_size(),
-        };
-        size.and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(0)
+    pub fn path_limits(&self) -> PathLimits {
+        let link = self.link.load();
+        let datagram = link.as_deref().unwrap_or(self).connection.max_datagram_size();
+        // The other side's channel has one size for whoever sends; this side must be able to send at all.
+        let raw = link.as_deref().and_then(Self::channel).filter(|_| self.channel().is_some());
+        let bytes = |bytes: Option<usize>| bytes.and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(0);
+        PathLimits { datagram_bytes: bytes(datagram), raw_bytes: bytes(raw.map(Channel::max_payload_bytes)) }
     }
 
     /// Has the client told what it may send, if that has changed since it was last told.
     fn announce_path(&self) {
-        let size = self.max_datagram_bytes();
+        let limits = self.path_limits();
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        if watched.announced_max_datagram.replace(size as usize) != Some(size as usize) {
+        if watched.announced.replace(limits) != Some(limits) {
             drop(watched);
-            self.tell(|outbox| outbox.max_datagram_bytes = Some(size));
+            self.tell(|outbox| outbox.path_limit = Some(limits));
         }
     }
 
@@ -298,6 +345,9 @@ impl Leg {
         let all_sent = self.waiting_bytes() == 0;
         let stats = self.connection.stats();
         self.fit_send_buffer(&stats.path);
+        if let Some(channel) = self.channel() {
+            channel.set_max_packet_bytes(stats.path.current_mtu.into());
+        }
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
 
         if stats.udp_rx.datagrams != watched.received_packets {
@@ -324,6 +374,9 @@ impl Leg {
             }
         }
         let migrated_to = (address != watched.address).then_some(address);
+        if let Some(channel) = self.channel().filter(|_| migrated_to.is_some()) {
+            channel.close();
+        }
         watched.address = address;
         Observed { migrated_to, silent_for: mono.saturating_sub(watched.last_received) }
     }

@@ -1,11 +1,14 @@
 //! The relay: quinn's sockets and tasks around the table.
 //!
 //! ```text
-//!  UDP ── shard (one thread: endpoint, accept loop, sweep) ── session (one task per connection)
-//!                                                               │ handshake, Hello, proof   auth.rs
-//!                                                               │ control stream            control.rs
-//!                                                               ├ datagrams ──► other leg   forward.rs
-//!                                                               └ streams  ◄──► other leg   splice.rs
+//!  UDP port ── steer.rs: the kernel picks the shard by connection ID or tag
+//!   └ socket.rs ─┬ raw packets ────────────────────────────────► other leg's address   channel.rs
+//!                └ QUIC ── shard (one thread: endpoint, accept loop, sweep)
+//!                           └ session (one task per connection)
+//!                              │ handshake, Hello, proof   auth.rs
+//!                              │ control stream            control.rs
+//!                              ├ datagrams ──► other leg   forward.rs
+//!                              └ streams  ◄──► other leg   splice.rs
 //!  hub.rs: the table behind one mutex, taken when connections come and go, never per packet
 //! ```
 //!
@@ -14,6 +17,7 @@
 //! up and locks nothing that another allocation uses.
 
 mod auth;
+mod channel;
 mod control;
 mod forward;
 mod hub;
@@ -21,11 +25,13 @@ mod leg;
 mod server;
 mod session;
 mod shard;
+mod socket;
 mod splice;
+mod steer;
 #[cfg(test)]
 mod tests;
 mod tls;
 
 pub use auth::{Admission, Pinned};
-pub use server::{DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, StartError};
+pub use server::{DATAGRAM_RECEIVE_BUFFER_BYTES, MAX_SHARDS, RelayConfig, RelayServer, StartError};
 pub use tls::TlsIdentity;

@@ -1,20 +1,17 @@
 //! Starting and stopping the relay as a whole.
 
-use std::{
-    io,
-    net::{SocketAddr, UdpSocket},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, num::NonZeroU8, sync::Arc, thread::available_parallelism, time::Duration};
 
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::task::JoinHandle;
 
 use super::{
     auth::Admission,
+    channel::Channels,
     hub::Hub,
     session::Terms,
-    shard::RunningShard,
+    shard::{Common, RunningShard, Shard},
+    socket::Mailboxes,
+    steer::{self, Sockets, Steer},
     tls::{self, TlsIdentity},
 };
 use crate::{
@@ -24,9 +21,6 @@ use crate::{
     wire::{Handle, RelayId, SpkiPin},
 };
 
-/// What the kernel may hold for the relay's socket while its thread is busy. Where the system allows less
-/// (`net.core.rmem_max`), it takes what it allows.
-const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 /// What a connection may receive faster than it is read, unless configured otherwise.
 pub const DATAGRAM_RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
 /// How much of a shutdown's time is kept for saying goodbye to what is left.
@@ -55,7 +49,14 @@ pub struct RelayConfig {
     pub datagram_receive_buffer_bytes: usize,
     /// How often a silent path is kept open; `None` for never.
     pub keepalive: Option<Duration>,
+    /// Threads that move packets, each with a socket of its own; `None` for one a core, at most [`MAX_SHARDS`].
+    pub shards: Option<NonZeroU8>,
+    /// Whether clients are offered a raw channel beside their connection.
+    pub raw_channel: bool,
 }
+
+/// More threads than that have never been asked for; the wire has room for 256.
+pub const MAX_SHARDS: u8 = 64;
 
 /// Why a relay did not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The system has no randomness to give.
+    #[error("the system has no randomness to give")]
+    Random(#[from] getrandom::Error),
     /// The system has no thread or no timer to give.
     #[error("the system refuses what a shard needs")]
     Io(#[from] io::Error),
@@ -89,8 +93,9 @@ pub struct RelayServer {
     hub: Arc<Hub>,
     local_addr: SocketAddr,
     spki: SpkiPin,
+    /// In the order of their numbers.
     shards: Vec<RunningShard>,
-    timekeeper: JoinHandle<()>,
+    timekeeper: Option<JoinHandle<()>>,
 }
 
 impl RelayServer {
@@ -100,6 +105,15 @@ impl RelayServer {
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub fn start(config: RelayConfig, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        Self::start_steered(config, clock, metrics, steer::by_packet)
+    }
+
+    pub(super) fn start_steered(
+        config: RelayConfig,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        steer: Steer,
+    ) -> Result<Self, StartError> {
         let spki = config.tls.spki()?;
         // The first randomness that the TLS library draws costs it tens of milliseconds: not the first client.
         let mut drawn = [0; 32];
@@ -111,30 +125,55 @@ impl RelayServer {
             config.rules.idle_timeout,
             config.datagram_receive_buffer_bytes,
         )?;
-        let socket =
-            bind(config.listen).map_err(|source| StartError::Bind { addr: config.listen, source })?;
-        let local_addr = socket.local_addr()?;
+        let wanted = match config.shards {
+            Some(shards) => shards.get(),
+            None => available_parallelism().map_or(1, |cores| u8::try_from(cores.get()).unwrap_or(u8::MAX)),
+        };
+        let bind_error = |source| StartError::Bind { addr: config.listen, source };
+        let Sockets { sockets, refused } =
+            steer::bind(config.listen, wanted.min(MAX_SHARDS), steer).map_err(bind_error)?;
+        if let Some(error) = refused {
+            tracing::warn!(%error, wanted, "the kernel does not steer packets to shards: there is one shard");
+        }
+        let local_addr = sockets.first().map_or(Ok(config.listen), std::net::UdpSocket::local_addr)?;
+        let shards = u8::try_from(sockets.len()).unwrap_or(MAX_SHARDS);
         let terms = Terms {
             public_addr: config.public_addr,
             listen_port: local_addr.port(),
             keepalive: config.keepalive,
             idle_timeout: config.rules.idle_timeout,
             max_unauthenticated: config.max_unauthenticated,
+            raw_channel: config.raw_channel,
             spki_sha256: spki.0,
         };
-        let hub = Arc::new(Hub::new(clock, metrics, config.relay_id, config.admission, config.rules));
-        let reset_key = tls::reset_key(&config.tls);
-        let shard = RunningShard::start(0, socket, server_config, reset_key, terms, hub.clone())?;
-        let timekeeper = tokio::spawn({
-            let hub = hub.clone();
-            async move { hub.keep_time().await }
-        });
-        Ok(Self { hub, local_addr, spki, shards: vec![shard], timekeeper })
+        let channels = Channels::new(shards)?;
+        let hub =
+            Arc::new(Hub::new(clock, metrics, config.relay_id, config.admission, config.rules, channels));
+        let common = Common {
+            shards,
+            server_config,
+            reset_key: tls::reset_key(&config.tls),
+            mailboxes: Arc::new(Mailboxes::new(shards)),
+        };
+        let unauthenticated = Arc::default();
+        let mut server = Self { hub: hub.clone(), local_addr, spki, shards: Vec::new(), timekeeper: None };
+        for (number, socket) in (0..shards).zip(sockets) {
+            let connections = hub.metrics.shard_connections(number);
+            let shard = Shard::new(number, terms.clone(), connections, Arc::clone(&unauthenticated));
+            server.shards.push(RunningShard::start(shard, socket, &common, hub.clone())?);
+        }
+        server.timekeeper = Some(tokio::spawn(async move { hub.keep_time().await }));
+        Ok(server)
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// How many threads move packets. One, where the kernel does not steer packets to more.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
     }
 
     /// The pin of its certificate's key.
@@ -180,22 +219,11 @@ impl RelayServer {
 
 impl Drop for RelayServer {
     fn drop(&mut self) {
-        self.timekeeper.abort();
+        if let Some(timekeeper) = &self.timekeeper {
+            timekeeper.abort();
+        }
         for shard in self.shards.drain(..) {
             shard.stop(Duration::ZERO);
         }
     }
-}
-
-fn bind(addr: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    if addr.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    // Fewer bytes than asked for are no reason not to start.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    Ok(socket.into())
 }

@@ -7,6 +7,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use prometheus::IntGauge;
 use quinn::{ConnectionError, SendStream, VarInt, WriteError};
 use tokio::{task::JoinSet, time::timeout};
 
@@ -15,7 +16,7 @@ use super::{
     control::{FrameReader, ReadFrameError},
     forward::forward_datagrams,
     hub::Hub,
-    leg::{Close, Leg, Outbox},
+    leg::{Close, Leg, Origin, Outbox, PathLimits},
     shard::Shard,
     splice::splice_streams,
     tls,
@@ -26,8 +27,8 @@ use crate::{
     wire::{
         AllocationId, Claims, CloseCode,
         control::{
-            Allocated, Challenge, ClientMessage, Closing, Hello, MAX_FRAME, PathLimit, PeerState, Pong,
-            Refreshed, Refused, RelayMessage,
+            Allocated, Challenge, Channel, ClientMessage, Closing, Feature, Hello, MAX_FRAME, PathLimit,
+            PeerState, Pong, Refreshed, Refused, RelayMessage,
         },
         proof::{self, Binding},
     },
@@ -61,8 +62,10 @@ pub(super) struct Terms {
     pub listen_port: u16,
     pub keepalive: Option<Duration>,
     pub idle_timeout: Duration,
-    /// Connections of one shard that may be without an accepted token at once.
+    /// Connections of all shards that may be without an accepted token at once.
     pub max_unauthenticated: usize,
+    /// Whether clients are offered a raw channel.
+    pub raw_channel: bool,
     /// SHA-256 of the leaf's SubjectPublicKeyInfo.
     pub spki_sha256: [u8; 32],
 }
@@ -100,12 +103,12 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> 
         }
     };
     let id = hub.next_connection();
-    let mut guard = Guard::new(hub.clone(), id, connection.clone());
+    let mut guard = Guard::new(hub.clone(), id, connection.clone(), shard.connections.clone());
     tracing::debug!(connection = id.0, address = %connection.remote_address(), "connected");
 
     let mut control = None;
     let admitted = {
-        let admission = timeout(AUTH_TIMEOUT, admit(&hub, &shard.terms, &connection, id, &mut control));
+        let admission = timeout(AUTH_TIMEOUT, admit(&hub, &shard, &connection, id, &mut control));
         let mut admission = std::pin::pin!(admission);
         loop {
             tokio::select! {
@@ -161,6 +164,8 @@ struct Guard {
     hub: Arc<Hub>,
     id: ConnId,
     connection: quinn::Connection,
+    /// Connections of the shard.
+    of_shard: IntGauge,
     /// The code that this side closed with.
     code: Option<CloseCode>,
     /// Whether it was let into an allocation.
@@ -169,10 +174,11 @@ struct Guard {
 }
 
 impl Guard {
-    fn new(hub: Arc<Hub>, id: ConnId, connection: quinn::Connection) -> Self {
+    fn new(hub: Arc<Hub>, id: ConnId, connection: quinn::Connection, of_shard: IntGauge) -> Self {
         hub.metrics.connections_opened.inc();
         hub.metrics.connections.inc();
-        Self { hub, id, connection, code: None, joined: false, early_datagrams: 0 }
+        of_shard.inc();
+        Self { hub, id, connection, of_shard, code: None, joined: false, early_datagrams: 0 }
     }
 }
 
@@ -189,6 +195,7 @@ impl Drop for Guard {
         self.connection.close(number(code), b"");
         self.hub.leave(self.id);
         self.hub.metrics.connection_closed(code);
+        self.of_shard.dec();
         // What was never let in is an attacker's to repeat; it does not fill the log.
         if self.joined {
             tracing::info!(connection = self.id.0, code = code.name(), "connection ended");
@@ -231,7 +238,7 @@ type Control = Option<(SendStream, FrameReader)>;
 /// What to tell the caller, or `None` when the connection is gone.
 async fn admit(
     hub: &Hub,
-    terms: &Terms,
+    shard: &Shard,
     connection: &quinn::Connection,
     id: ConnId,
     control: &mut Control,
@@ -248,8 +255,12 @@ async fn admit(
             tracing::debug!(connection = id.0, reason = error.reason(), "token refused");
             Some(error.into())
         })?;
-    prove(terms, connection, &hello, &claims, send, reader).await?;
-    let (leg, joined) = hub.join(connection, id, hello.role, &claims, &tier)?;
+    prove(&shard.terms, connection, &hello, &claims, send, reader).await?;
+    let origin = Origin {
+        shard: shard.number,
+        wants_channel: shard.terms.raw_channel && hello.features.contains(&Feature::RawChannel),
+    };
+    let (leg, joined) = hub.join(connection, id, origin, hello.role, &claims, &tier)?;
     tracing::info!(
         allocation = %leg.handle,
         connection = id.0,
@@ -380,7 +391,8 @@ impl Session {
         self.reader.set_max(MAX_FRAME);
         let mut told = Told {
             peer_present: self.admitted.joined.peer_present,
-            max_datagram_bytes: leg.max_datagram_bytes(),
+            // Allocated has no room for the other one.
+            path_limit: PathLimits { raw_bytes: 0, ..leg.path_limits() },
         };
         let allocated = self.allocated(&told);
         if let Err(end) = self.say(&allocated).await {
@@ -477,10 +489,10 @@ impl Session {
             bytes_used: joined.grant.bytes_used,
             observed_addr: SocketAddr::new(remote.ip().to_canonical(), remote.port()).to_string(),
             peer_present: told.peer_present,
-            max_datagram_bytes: told.max_datagram_bytes,
+            max_datagram_bytes: told.path_limit.datagram_bytes,
             keepalive_ms: terms.keepalive.map_or(0, milliseconds),
             idle_timeout_ms: milliseconds(terms.idle_timeout),
-            features: Vec::new(),
+            features: terms.raw_channel.then_some(Feature::RawChannel.into()).into_iter().collect(),
             relays: Vec::new(),
         })
     }
@@ -543,12 +555,17 @@ impl Session {
             told.peer_present = present;
             self.say(&RelayMessage::PeerState(PeerState { present })).await?;
         }
-        if let Some(max_datagram_bytes) = outbox.max_datagram_bytes
-            && max_datagram_bytes != told.max_datagram_bytes
+        if let Some(tag) = outbox.channel {
+            let tag = Bytes::copy_from_slice(tag.as_bytes());
+            self.say(&RelayMessage::Channel(Channel { tag })).await?;
+        }
+        if let Some(path_limit) = outbox.path_limit
+            && path_limit != told.path_limit
         {
-            told.max_datagram_bytes = max_datagram_bytes;
-            let limit = RelayMessage::PathLimit(PathLimit { max_datagram_bytes, max_raw_bytes: 0 });
-            self.say(&limit).await?;
+            told.path_limit = path_limit;
+            let PathLimits { datagram_bytes, raw_bytes } = path_limit;
+            let limit = PathLimit { max_datagram_bytes: datagram_bytes, max_raw_bytes: raw_bytes };
+            self.say(&RelayMessage::PathLimit(limit)).await?;
         }
         Ok(())
     }
@@ -580,7 +597,7 @@ impl Session {
 /// What the client has been told last.
 struct Told {
     peer_present: bool,
-    max_datagram_bytes: u32,
+    path_limit: PathLimits,
 }
 
 /// Paces a client's control messages: [`CONTROL_BURST`] at once, then one each [`CONTROL_INTERVAL`].

@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    net::UdpSocket,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -14,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use prometheus::IntGauge;
 use quinn::{Endpoint, EndpointConfig, TokioRuntime, VarInt};
 use quinn_proto::crypto::HmacKey;
 use tokio::{sync::oneshot, task::JoinSet, time::MissedTickBehavior};
@@ -23,6 +23,7 @@ use super::{
     hub::Hub,
     leg::Leg,
     session::{self, Terms},
+    socket::{Mailboxes, ShardSocket},
     tls::ShardConnectionIds,
 };
 use crate::{table::ConnId, wire::CloseCode};
@@ -32,14 +33,18 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What a shard's sessions share.
 pub(super) struct Shard {
+    pub number: u8,
     pub terms: Terms,
+    /// Its connections now.
+    pub connections: IntGauge,
+    /// Of all shards.
     unauthenticated: Arc<AtomicUsize>,
     legs: Mutex<HashMap<ConnId, Arc<Leg>>>,
 }
 
 impl Shard {
-    pub fn new(terms: Terms) -> Self {
-        Self { terms, unauthenticated: Arc::default(), legs: Mutex::default() }
+    pub fn new(number: u8, terms: Terms, connections: IntGauge, unauthenticated: Arc<AtomicUsize>) -> Self {
+        Self { number, terms, connections, unauthenticated, legs: Mutex::default() }
     }
 
     /// A place among the connections without a token; `None` when all are taken.
@@ -97,6 +102,14 @@ impl Drop for Watch {
     }
 }
 
+/// What all shards are started with.
+pub(super) struct Common {
+    pub shards: u8,
+    pub server_config: quinn::ServerConfig,
+    pub reset_key: Arc<dyn HmacKey>,
+    pub mailboxes: Arc<Mailboxes>,
+}
+
 /// A running shard's thread.
 pub(super) struct RunningShard {
     /// Sent once: stop, and take at most this long; at once and without a goodbye when that is nothing.
@@ -105,28 +118,33 @@ pub(super) struct RunningShard {
 }
 
 impl RunningShard {
-    /// Starts shard `number` on `socket`, which must be non-blocking.
+    /// Starts a shard on its socket, which must be non-blocking.
     pub fn start(
-        number: u8,
-        socket: UdpSocket,
-        config: quinn::ServerConfig,
-        reset_key: Arc<dyn HmacKey>,
-        terms: Terms,
+        shard: Shard,
+        socket: std::net::UdpSocket,
+        common: &Common,
         hub: Arc<Hub>,
     ) -> Result<Self, StartError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let endpoint = {
             let _inside = runtime.enter();
-            let mut endpoint_config = EndpointConfig::new(reset_key);
+            let (number, shards) = (shard.number, common.shards);
+            let mut endpoint_config = EndpointConfig::new(common.reset_key.clone());
             endpoint_config
                 .grease_quic_bit(false)
-                .cid_generator(move || Box::new(ShardConnectionIds { shard: number }));
-            Endpoint::new(endpoint_config, Some(config), socket, Arc::new(TokioRuntime))?
+                .cid_generator(move || Box::new(ShardConnectionIds { shard: number, shards }));
+            let socket = ShardSocket::new(number, socket, common.mailboxes.clone(), hub.clone())?;
+            Endpoint::new_with_abstract_socket(
+                endpoint_config,
+                Some(common.server_config.clone()),
+                Arc::new(socket),
+                Arc::new(TokioRuntime),
+            )?
         };
         let (stop, stopped) = oneshot::channel();
-        let shard = Arc::new(Shard::new(terms));
-        let thread = std::thread::Builder::new().name(format!("zrc-shard-{number}")).spawn(move || {
-            runtime.block_on(run(endpoint, shard, hub, stopped));
+        let name = format!("zrc-shard-{}", shard.number);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            runtime.block_on(run(endpoint, Arc::new(shard), hub, stopped));
             // Dropped here: tasks that are left end with their runtime.
         })?;
         Ok(Self { stop, thread })

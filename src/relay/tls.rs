@@ -120,6 +120,7 @@ pub(super) fn server_config(
 /// Connection IDs whose first byte names the shard that made them; the rest is random.
 pub(super) struct ShardConnectionIds {
     pub shard: u8,
+    pub shards: u8,
 }
 
 impl ShardConnectionIds {
@@ -133,7 +134,11 @@ impl ConnectionIdGenerator for ShardConnectionIds {
     }
 
     fn validate(&self, cid: &ConnectionId) -> Result<(), InvalidCid> {
-        if cid.first() == Some(&self.shard) { Ok(()) } else { Err(InvalidCid) }
+        // Modulo, as packets are steered: one from before a restart with more shards is answered by a reset.
+        match cid.first().and_then(|first| first.checked_rem(self.shards)) {
+            Some(shard) if shard == self.shard => Ok(()),
+            _ => Err(InvalidCid),
+        }
     }
 
     fn cid_len(&self) -> usize {

@@ -92,9 +92,24 @@ impl Meter {
     /// # Errors
     /// Why it must not be sent. [`Denied::Quota`] is not passing: the allocation is over.
     pub fn charge_datagram(&self, now_nanos: u64, from: Role, bytes: usize) -> Result<(), Denied> {
-        let bytes = bytes as u64;
+        self.charge_datagrams(now_nanos, from, 1, bytes)
+    }
+
+    /// The same for a train of datagrams with so many bytes together: all of them or none.
+    ///
+    /// # Errors
+    /// As [`Meter::charge_datagram`]. Fewer of them might pass, also where the answer is [`Denied::Quota`] or
+    /// [`Denied::OverBurst`]: only when one alone is refused so, that is final.
+    pub fn charge_datagrams(
+        &self,
+        now_nanos: u64,
+        from: Role,
+        packets: usize,
+        bytes: usize,
+    ) -> Result<(), Denied> {
+        let (packets, bytes) = (packets as u64, bytes as u64);
         self.bytes.take(now_nanos, bytes).map_err(over_byte_rate)?;
-        if let Err(dry) = self.packets.take(now_nanos, 1) {
+        if let Err(dry) = self.packets.take(now_nanos, packets) {
             self.bytes.undo(bytes);
             return Err(match dry {
                 Dry::Never => Denied::OverBurst,
@@ -104,26 +119,31 @@ impl Meter {
         let quota_bytes = self.quota_bytes.load(Relaxed);
         let charge = |used: u64| used.checked_add(bytes).filter(|total| *total <= quota_bytes);
         if self.bytes_used.fetch_update(Relaxed, Relaxed, charge).is_err() {
-            self.packets.undo(1);
+            self.packets.undo(packets);
             self.bytes.undo(bytes);
             return Err(Denied::Quota);
         }
         let passed = self.passed(from);
         passed.bytes.fetch_add(bytes, Relaxed);
-        passed.packets.fetch_add(1, Relaxed);
+        passed.packets.fetch_add(packets, Relaxed);
         self.last_activity_nanos.store(now_nanos, Relaxed);
         Ok(())
     }
 
     /// Takes back the charge of a datagram that was not sent after all. At once, see [`Meter`].
     pub fn refund_datagram(&self, from: Role, bytes: usize) {
-        let bytes = bytes as u64;
-        self.packets.undo(1);
+        self.refund_datagrams(from, 1, bytes);
+    }
+
+    /// Takes back the charge of a train that was not sent after all. At once, see [`Meter`].
+    pub fn refund_datagrams(&self, from: Role, packets: usize, bytes: usize) {
+        let (packets, bytes) = (packets as u64, bytes as u64);
+        self.packets.undo(packets);
         self.bytes.undo(bytes);
         subtract(&self.bytes_used, bytes);
         let passed = self.passed(from);
         subtract(&passed.bytes, bytes);
-        subtract(&passed.packets, 1);
+        subtract(&passed.packets, packets);
     }
 
     /// Charges as much of `want_bytes` as may pass now and says how much that is: 0 only when 0 is wanted.

@@ -58,6 +58,8 @@ impl Running {
                 pair_timeout: Duration::from_secs(120),
             },
             keepalive: Some(Duration::from_secs(15)),
+            shards: None,
+            raw_channel: true,
             max_unauthenticated: 100,
             datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
         };

@@ -86,6 +86,8 @@ async fn r5_3_no_payload_token_key_or_address_is_logged() {
             max_unauthenticated: 10,
             datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
             keepalive: None,
+            shards: None,
+            raw_channel: true,
         },
         clock,
         Arc::new(Metrics::new().unwrap()),

@@ -10,6 +10,7 @@ mod stream_ends;
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    num::NonZeroU8,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -23,7 +24,10 @@ use quinn::{ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::time::timeout;
 
 use super::{
-    Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity, hub::Hub, leg::Leg,
+    Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity,
+    channel::Channels,
+    hub::Hub,
+    leg::{Leg, Origin},
 };
 use crate::{
     clock::Clock,
@@ -96,6 +100,8 @@ impl Harness {
             max_unauthenticated: 100,
             datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
             keepalive: Some(Duration::from_secs(15)),
+            shards: NonZeroU8::new(1),
+            raw_channel: true,
         };
         change(&mut config);
         let metrics = Arc::new(Metrics::new().unwrap());
@@ -433,14 +439,23 @@ pub(super) fn hub(harness: &Harness) -> Hub {
         pinned: HashMap::new(),
         max_token_lifetime: Duration::from_secs(24 * 3600),
     };
-    Hub::new(harness.clock, harness.metrics.clone(), harness.relay_id, admission, rules())
+    let channels = Channels::new(1).unwrap();
+    Hub::new(harness.clock, harness.metrics.clone(), harness.relay_id, admission, rules(), channels)
 }
 
 /// A leg over the client's end of a connection, for tests of a part of a session.
 pub(super) fn leg(harness: &Harness, joined: &Joined, role: Role) -> Leg {
     let handle = Handle([0; 16]);
     let meter = Arc::new(Meter::new(Limits::default(), 0));
-    Leg::new(ConnId(0), role, handle, joined.connection().clone(), meter, harness.clock.mono())
+    Leg::new(
+        ConnId(0),
+        role,
+        handle,
+        joined.connection().clone(),
+        Origin { shard: 0, wants_channel: false },
+        meter,
+        harness.clock.mono(),
+    )
 }
 
 /// Limits with only a quota.

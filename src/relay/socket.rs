@@ -1,0 +1,474 @@
+//! A shard's UDP socket: what is QUIC goes to the endpoint, what is of a raw channel goes straight on.
+//!
+//! The kernel hands over trains of packets of one size (GRO). A train of the raw channel is given the other leg's
+//! tag in place, in the buffer it arrived in, and leaves as a train (GSO). What is left for QUIC is moved
+//! together in its buffer.
+//!
+//! The kernel steers a train by its first packet, and one client's socket may carry connections of several
+//! shards: QUIC packets of another shard are handed over to it through a bounded queue. A raw packet is
+//! forwarded wherever it arrives.
+
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    io::IoSliceMut,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::Bytes;
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState},
+};
+use tokio::io::Interest;
+
+use super::{
+    channel::Path,
+    forward::{drop_reason, forward_datagram, not_forwarded},
+    hub::Hub,
+    leg::Leg,
+    steer::shard_of,
+};
+use crate::{
+    metrics::DropReason,
+    wire::channel::{self, HEADER_LEN, Packet, Tag},
+};
+
+/// Batches without anything for QUIC that are received in one go, before others have their turn.
+const MAX_BATCHES: usize = 8;
+/// Packets that may wait for another shard. They are rare: a socket of several connections, in one train.
+const MAX_STRAYS: usize = 256;
+/// Larger packets than any that this protocol has need not be kept for another shard.
+const MAX_STRAY_BYTES: usize = 2048;
+/// The largest UDP payload over IPv4, which a train must not exceed.
+const MAX_TRAIN_BYTES: usize = 65_507;
+
+/// The queues of all shards.
+pub(super) struct Mailboxes(Box<[Mailbox]>);
+
+impl Mailboxes {
+    pub fn new(shards: u8) -> Self {
+        Self((0..shards).map(|_| Mailbox::default()).collect())
+    }
+
+    fn shards(&self) -> u8 {
+        u8::try_from(self.0.len()).unwrap_or(u8::MAX)
+    }
+
+    fn of(&self, shard: u8) -> Option<&Mailbox> {
+        self.0.get(usize::from(shard))
+    }
+}
+
+/// QUIC packets that arrived at another shard's socket.
+#[derive(Default)]
+struct Mailbox {
+    waiting: AtomicUsize,
+    inner: Mutex<MailboxInner>,
+}
+
+#[derive(Default)]
+struct MailboxInner {
+    packets: VecDeque<(RecvMeta, Box<[u8]>)>,
+    waker: Option<Waker>,
+}
+
+impl Mailbox {
+    /// Whether there was room.
+    fn put(&self, meta: &RecvMeta, packet: &[u8]) -> bool {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.packets.len() >= MAX_STRAYS || packet.len() > MAX_STRAY_BYTES {
+            return false;
+        }
+        let meta = RecvMeta { len: packet.len(), stride: packet.len(), ..*meta };
+        inner.packets.push_back((meta, packet.into()));
+        self.waiting.store(inner.packets.len(), Relaxed);
+        if let Some(waker) = inner.waker.take() {
+            waker.wake();
+        }
+        true
+    }
+
+    /// Has this task woken when there is something.
+    fn register(&self, waker: &Waker) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.packets.is_empty() {
+            match &mut inner.waker {
+                Some(known) => known.clone_from(waker),
+                none => *none = Some(waker.clone()),
+            }
+        } else {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Fills what fits; how many buffers.
+    fn take(&self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
+        if self.waiting.load(Relaxed) == 0 {
+            return 0;
+        }
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = 0;
+        for (buf, meta) in bufs.iter_mut().zip(meta) {
+            let Some((about, packet)) = inner.packets.pop_front() else { break };
+            *meta = about;
+            match buf.get_mut(..packet.len()) {
+                Some(room) => room.copy_from_slice(&packet),
+                None => meta.len = 0,
+            }
+            taken += 1;
+        }
+        self.waiting.store(inner.packets.len(), Relaxed);
+        taken
+    }
+}
+
+/// A shard's socket, as quinn sees it.
+pub(super) struct ShardSocket {
+    shard: u8,
+    io: tokio::net::UdpSocket,
+    state: UdpSocketState,
+    mailboxes: Arc<Mailboxes>,
+    hub: Arc<Hub>,
+}
+
+impl fmt::Debug for ShardSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShardSocket").field("shard", &self.shard).finish_non_exhaustive()
+    }
+}
+
+impl ShardSocket {
+    /// Call it inside the shard's runtime.
+    pub fn new(
+        shard: u8,
+        socket: std::net::UdpSocket,
+        mailboxes: Arc<Mailboxes>,
+        hub: Arc<Hub>,
+    ) -> io::Result<Self> {
+        let state = UdpSocketState::new((&socket).into())?;
+        Ok(Self { shard, state, io: tokio::net::UdpSocket::from_std(socket)?, mailboxes, hub })
+    }
+
+    /// Takes out of what was received all that is not QUIC of this shard. Whether anything is left.
+    fn sort(&self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> bool {
+        let mut left = false;
+        for (buf, meta) in bufs.iter_mut().zip(meta) {
+            if let Some(train) = buf.get_mut(..meta.len) {
+                meta.len = self.sort_train(train, meta);
+                left |= meta.len > 0;
+            }
+        }
+        left
+    }
+
+    /// The same for one train; how many bytes are left, moved to its beginning.
+    fn sort_train(&self, train: &mut [u8], meta: &RecvMeta) -> usize {
+        let stride = meta.stride.max(1);
+        let (mut kept, mut at) = (0, 0);
+        while at < train.len() {
+            let whose = self.whose(train, at, stride);
+            let mut end = at;
+            while end < train.len() && self.whose(train, end, stride) == whose {
+                end = (end + stride).min(train.len());
+            }
+            match whose {
+                Whose::Mine => {
+                    if kept != at {
+                        train.copy_within(at..end, kept);
+                    }
+                    kept += end - at;
+                }
+                Whose::Shard(shard) => {
+                    for packet in chunks(train, at, end, stride) {
+                        self.hand_over(shard, meta, packet);
+                    }
+                }
+                Whose::Channel(tag) => {
+                    if let Some(run) = train.get_mut(at..end) {
+                        self.forward_run(meta, run, stride, tag);
+                    }
+                }
+                Whose::Other => {
+                    for packet in chunks(train, at, end, stride) {
+                        self.answer_probe(meta, packet);
+                    }
+                }
+            }
+            at = end;
+        }
+        kept
+    }
+
+    /// Who gets the packet that begins there.
+    fn whose(&self, train: &[u8], at: usize, stride: usize) -> Whose {
+        let packet = train.get(at..(at + stride).min(train.len())).unwrap_or_default();
+        match packet.first() {
+            Some(first) if channel::is_not_quic(*first) => match Packet::parse(packet) {
+                Some(Packet::Data { tag, .. }) => Whose::Channel(tag),
+                _ => Whose::Other,
+            },
+            _ => match shard_of(packet, self.mailboxes.shards()) {
+                shard if shard == self.shard => Whose::Mine,
+                shard => Whose::Shard(shard),
+            },
+        }
+    }
+
+    fn hand_over(&self, shard: u8, meta: &RecvMeta, packet: &[u8]) {
+        let metrics = &self.hub.metrics;
+        match self.mailboxes.of(shard) {
+            Some(mailbox) if mailbox.put(meta, packet) => metrics.shard_handoffs.inc(),
+            _ => metrics.dropped(DropReason::ShardQueue, 1),
+        }
+    }
+
+    /// Answers a probe; whatever else it is, it is dropped.
+    fn answer_probe(&self, meta: &RecvMeta, packet: &[u8]) {
+        if let Err(reason) = self.try_answer_probe(meta, packet) {
+            self.hub.metrics.dropped(reason, 1);
+            tracing::trace!(reason = reason.name(), "packet dropped");
+        }
+    }
+
+    fn try_answer_probe(&self, meta: &RecvMeta, packet: &[u8]) -> Result<(), DropReason> {
+        let Some(Packet::Probe { tag, nonce, cookie }) = Packet::parse(packet) else {
+            return Err(DropReason::RawMalformed);
+        };
+        let channels = &self.hub.channels;
+        let leg = channels.leg(tag).ok_or(DropReason::RawTag)?;
+        let channel = leg.channel().ok_or(DropReason::RawTag)?;
+        // Where the QUIC connection is now. Its path may not be validated yet: the cookie does that for the channel.
+        if leg.connection.remote_address() != meta.addr {
+            return Err(DropReason::RawSource);
+        }
+        let now_nanos = self.hub.clock.nanos();
+        if !channel.take_probe(now_nanos) {
+            return Err(DropReason::RawProbeRate);
+        }
+        if channels.knows(cookie, tag, meta.addr, now_nanos) {
+            channel.prove(Path { remote: meta.addr, local_ip: meta.dst_ip }, now_nanos);
+        }
+        // As long as the probe, to where the probe came from.
+        let answer = channel::answer(tag, nonce, channels.cookie(tag, meta.addr, now_nanos));
+        let path = Path { remote: meta.addr, local_ip: meta.dst_ip };
+        self.send(path, None, &answer, answer.len())?;
+        self.hub.metrics.raw_probes_answered.inc();
+        Ok(())
+    }
+
+    /// Forwards packets of one leg, all of them data and as long as `stride`, but for the last.
+    fn forward_run(&self, meta: &RecvMeta, run: &mut [u8], stride: usize, tag: Tag) {
+        let hub = &*self.hub;
+        let packets = run.len().div_ceil(stride) as u64;
+        let Some(leg) = hub.channels.leg(tag) else {
+            return hub.metrics.dropped(DropReason::RawTag, packets);
+        };
+        if !leg.channel().is_some_and(|channel| channel.is_at(meta.addr)) {
+            return hub.metrics.dropped(DropReason::RawSource, packets);
+        }
+        let link = leg.link();
+        let Some(other) = link.as_ref() else {
+            return hub.metrics.dropped(DropReason::NoPeer, packets);
+        };
+        let now_nanos = hub.clock.nanos();
+        let open = other.channel().and_then(|channel| Some((channel, channel.open_path(now_nanos)?)));
+        let Some((channel, path)) = open else {
+            for packet in run.chunks(stride) {
+                let payload = packet.get(HEADER_LEN..).unwrap_or_default();
+                forward_datagram(hub, &leg, Bytes::copy_from_slice(payload));
+            }
+            return;
+        };
+        let out = Out { leg: &leg, path, meta, tag: channel.tag, now_nanos };
+        let max_bytes = channel.max_packet_bytes();
+        let together = self.state.max_gso_segments().min(MAX_TRAIN_BYTES / stride).max(1);
+        for group in run.chunks_mut(stride.saturating_mul(together)) {
+            // A train passes as a whole, or packet by packet where not all of it may.
+            if stride.min(group.len()) <= max_bytes && out.charge(group, stride).is_ok() {
+                self.send_charged(&out, group, stride);
+                continue;
+            }
+            for packet in group.chunks_mut(stride) {
+                let len = packet.len();
+                let charged =
+                    if len > max_bytes { Err(DropReason::TooLarge) } else { out.charge(packet, len) };
+                match charged {
+                    Ok(()) => self.send_charged(&out, packet, len),
+                    Err(reason) => {
+                        not_forwarded(hub, &leg, reason);
+                        if reason == DropReason::Quota {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends packets that have been charged, all of them or none.
+    fn send_charged(&self, out: &Out<'_>, group: &mut [u8], stride: usize) {
+        let (packets, bytes) = weight(group, stride);
+        let leg = out.leg;
+        for packet in group.chunks_mut(stride) {
+            channel::readdress(packet, out.tag);
+        }
+        if let Err(reason) = self.send(out.path, out.meta.ecn, group, stride) {
+            leg.meter.refund_datagrams(leg.role, packets, bytes);
+            return self.hub.metrics.dropped(reason, packets as u64);
+        }
+        let (packets, bytes) = (packets as u64, bytes as u64);
+        let forwarded = self.hub.metrics.forwarded(leg.role);
+        forwarded.datagrams.inc_by(packets);
+        forwarded.datagram_bytes.inc_by(bytes);
+        forwarded.raw_datagrams.inc_by(packets);
+    }
+
+    /// Sends packets of this length, the last may be shorter. The kernel takes all or none, at once.
+    fn send(
+        &self,
+        to: Path,
+        ecn: Option<EcnCodepoint>,
+        contents: &[u8],
+        stride: usize,
+    ) -> Result<(), DropReason> {
+        let transmit = Transmit {
+            destination: to.remote,
+            ecn,
+            contents,
+            segment_size: (contents.len() > stride).then_some(stride),
+            src_ip: to.local_ip,
+        };
+        self.state.try_send((&self.io).into(), &transmit).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => DropReason::BufferFull,
+            _ => DropReason::SendFailed,
+        })
+    }
+}
+
+/// Where a run of packets goes.
+struct Out<'a> {
+    /// Whose they are.
+    leg: &'a Leg,
+    path: Path,
+    meta: &'a RecvMeta,
+    /// The receiver's.
+    tag: Tag,
+    now_nanos: u64,
+}
+
+impl Out<'_> {
+    /// Charges all of these packets or none.
+    fn charge(&self, group: &[u8], stride: usize) -> Result<(), DropReason> {
+        let (packets, bytes) = weight(group, stride);
+        self.leg.meter.charge_datagrams(self.now_nanos, self.leg.role, packets, bytes).map_err(drop_reason)
+    }
+}
+
+/// How many packets, and how many bytes of payload.
+fn weight(group: &[u8], stride: usize) -> (usize, usize) {
+    let packets = group.len().div_ceil(stride);
+    (packets, group.len().saturating_sub(packets * HEADER_LEN))
+}
+
+/// Whose a packet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// QUIC, of this shard.
+    Mine,
+    /// QUIC, of another.
+    Shard(u8),
+    /// Data of a raw channel.
+    Channel(Tag),
+    /// Neither: a probe, or nothing.
+    Other,
+}
+
+fn chunks(train: &[u8], at: usize, end: usize, stride: usize) -> std::slice::Chunks<'_, u8> {
+    train.get(at..end).unwrap_or_default().chunks(stride)
+}
+
+impl AsyncUdpSocket for ShardSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable { socket: self, waiting: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.io.try_io(Interest::WRITABLE, || self.state.send((&self.io).into(), transmit))
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        if let Some(mailbox) = self.mailboxes.of(self.shard).filter(|_| self.mailboxes.shards() > 1) {
+            let taken = mailbox.take(bufs, meta);
+            if taken > 0 {
+                return Poll::Ready(Ok(taken));
+            }
+            mailbox.register(cx.waker());
+        }
+        for _ in 0..MAX_BATCHES {
+            ready!(self.io.poll_recv_ready(cx))?;
+            let received =
+                self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), bufs, meta));
+            // An error is that of one packet, or there was none: the readiness says which, next time round.
+            if let Ok(received) = received
+                && let (Some(bufs), Some(meta)) = (bufs.get_mut(..received), meta.get_mut(..received))
+                && self.sort(bufs, meta)
+            {
+                return Poll::Ready(Ok(received));
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.state.gro_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+}
+
+type Waiting = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
+
+/// Waits for room in the socket's send buffer, for one of any number of tasks.
+struct Writable {
+    socket: Arc<ShardSocket>,
+    waiting: Option<Waiting>,
+}
+
+impl fmt::Debug for Writable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writable").finish_non_exhaustive()
+    }
+}
+
+impl UdpPoller for Writable {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let socket = self.socket.clone();
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(async move { socket.io.writable().await }));
+        let outcome = ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
+        Poll::Ready(outcome)
+    }
+}
