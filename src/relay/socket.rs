@@ -325,9 +325,9 @@ impl ShardSocket {
         }
         let (packets, bytes) = (packets as u64, bytes as u64);
         let forwarded = self.hub.metrics.forwarded(leg.role);
+        forwarded.raw_datagrams.inc_by(packets);
         forwarded.datagrams.inc_by(packets);
         forwarded.datagram_bytes.inc_by(bytes);
-        forwarded.raw_datagrams.inc_by(packets);
     }
 
     /// Sends packets of this length, the last may be shorter. The kernel takes all or none, at once.
@@ -470,5 +470,126 @@ impl UdpPoller for Writable {
         let outcome = ready!(waiting.as_mut().poll(cx));
         self.waiting = None;
         Poll::Ready(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::relay::tests::{Harness, hub};
+
+    const SHARDS: u8 = 3;
+
+    fn socket(hub: Arc<Hub>, shard: u8, mailboxes: Arc<Mailboxes>) -> ShardSocket {
+        ShardSocket::new(shard, std::net::UdpSocket::bind("127.0.0.1:0").unwrap(), mailboxes, hub).unwrap()
+    }
+
+    /// Packets of one length, as they may stand in a train; the last may be cut.
+    fn packet(len: usize) -> impl Strategy<Value = Vec<u8>> {
+        let first = prop_oneof![Just(0x20), Just(0x21), Just(0x40), Just(0xc0), any::<u8>()];
+        (first, 0..SHARDS, prop::collection::vec(any::<u8>(), len)).prop_map(|(first, shard, mut packet)| {
+            packet[0] = first;
+            // Half of the connection IDs are this relay's own.
+            if packet.last().is_some_and(|byte| byte % 2 == 0) {
+                for at in [1, 6] {
+                    if let Some(byte) = packet.get_mut(at) {
+                        *byte = shard;
+                    }
+                }
+            }
+            packet
+        })
+    }
+
+    fn train() -> impl Strategy<Value = (usize, Vec<Vec<u8>>)> {
+        (1..40_usize).prop_flat_map(|len| {
+            (prop::collection::vec(packet(len), 1..50), 1..=len).prop_map(move |(mut packets, last)| {
+                packets.last_mut().unwrap().truncate(last);
+                (len, packets)
+            })
+        })
+    }
+
+    /// Whatever stands in a train: quinn gets its shard's QUIC packets in their order and nothing else, other
+    /// shards get theirs, and each packet is either somewhere or counted.
+    #[test]
+    fn a_train_is_sorted_without_loss() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let harness = Harness::start();
+        let hub = Arc::new(hub(&harness));
+        let mailboxes = Arc::new(Mailboxes::new(SHARDS));
+        let socket = socket(hub, 1, mailboxes.clone());
+        let dropped = || -> u64 {
+            ["raw_tag", "raw_malformed", "shard_queue"].iter().map(|reason| harness.dropped(reason)).sum()
+        };
+        proptest!(ProptestConfig::with_cases(2000), |((stride, packets) in train())| {
+            let before = dropped();
+            let mut bytes = packets.concat();
+            let meta = RecvMeta { len: bytes.len(), stride, ..RecvMeta::default() };
+            let kept = socket.sort_train(&mut bytes, &meta);
+            let quic = |packet: &&Vec<u8>| !channel::is_not_quic(packet[0]);
+            let of = |shard| packets.iter().filter(quic).filter(move |packet| shard_of(packet, SHARDS) == shard);
+            prop_assert_eq!(&bytes[..kept], of(1).flatten().copied().collect::<Vec<_>>());
+            for shard in [0, 2] {
+                let mut waiting = mailboxes.of(shard).unwrap().inner.lock().unwrap();
+                let waiting: Vec<_> = waiting.packets.drain(..).map(|(_, packet)| packet.to_vec()).collect();
+                prop_assert_eq!(waiting, of(shard).cloned().collect::<Vec<_>>());
+            }
+            let beside = packets.iter().filter(|packet| channel::is_not_quic(packet[0])).count();
+            prop_assert_eq!(dropped() - before, beside as u64, "no tag is known here");
+        });
+    }
+
+    #[test]
+    fn a_mailbox_holds_so_much_and_wakes_whoever_waits() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let harness = Harness::start();
+        let mailboxes = Arc::new(Mailboxes::new(2));
+        let socket = socket(Arc::new(hub(&harness)), 0, mailboxes.clone());
+        let meta = RecvMeta::default();
+        let packet = |n: usize| [&[0x40, 1][..], &n.to_be_bytes()].concat();
+        let woken = Arc::new(Woken::default());
+        mailboxes.of(1).unwrap().register(&Waker::from(woken.clone()));
+        for n in 0..MAX_STRAYS + 5 {
+            socket.hand_over(1, &meta, &packet(n));
+        }
+        assert_eq!(woken.0.load(Relaxed), 1, "once, until it waits again");
+        assert_eq!(harness.dropped("shard_queue"), 5, "the newest go");
+        assert_eq!(harness.metric("zrc_relay_shard_handoffs_total"), MAX_STRAYS as u64);
+        // Whoever comes to wait when there is something is woken at once.
+        mailboxes.of(1).unwrap().register(&Waker::from(woken.clone()));
+        assert_eq!(woken.0.load(Relaxed), 2);
+
+        let mut space = vec![[0; 64]; 8];
+        let mut next = 0;
+        loop {
+            let mut bufs: Vec<_> = space.iter_mut().map(|buf| IoSliceMut::new(buf)).collect();
+            let mut meta = [meta; 8];
+            let taken = mailboxes.of(1).unwrap().take(&mut bufs, &mut meta);
+            if taken == 0 {
+                break;
+            }
+            for (buf, meta) in bufs.iter().zip(meta).take(taken) {
+                assert_eq!(buf[..meta.len], packet(next));
+                next += 1;
+            }
+        }
+        assert_eq!(next, MAX_STRAYS);
+        socket.hand_over(1, &meta, &[0x40; MAX_STRAY_BYTES + 1]);
+        socket.hand_over(7, &meta, &packet(0));
+        assert_eq!(harness.dropped("shard_queue"), 7, "too large, and to nobody");
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
     }
 }

@@ -4,7 +4,9 @@ mod forwarding;
 mod hostile;
 mod life;
 mod properties;
+mod raw;
 mod refusals;
+mod shards;
 mod stream_ends;
 
 use std::{
@@ -28,6 +30,7 @@ use super::{
     channel::Channels,
     hub::Hub,
     leg::{Leg, Origin},
+    steer,
 };
 use crate::{
     clock::Clock,
@@ -78,6 +81,13 @@ impl Harness {
     }
 
     pub fn try_with(change: impl FnOnce(&mut RelayConfig)) -> Result<Self, super::StartError> {
+        Self::try_steered(change, steer::by_packet)
+    }
+
+    pub fn try_steered(
+        change: impl FnOnce(&mut RelayConfig),
+        steer: steer::Steer,
+    ) -> Result<Self, super::StartError> {
         let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let certificate = certified.cert.der().clone();
         let mut roots = rustls::RootCertStore::empty();
@@ -106,7 +116,7 @@ impl Harness {
         change(&mut config);
         let metrics = Arc::new(Metrics::new().unwrap());
         let clock = Clock::start();
-        let server = RelayServer::start(config, clock, metrics.clone())?;
+        let server = RelayServer::start_steered(config, clock, metrics.clone(), steer)?;
         Ok(Self { server, metrics, relay_id, clock, roots: Arc::new(roots) })
     }
 
@@ -167,15 +177,39 @@ impl Harness {
     }
 
     async fn connect_to(&self, addr: SocketAddr, change: impl FnOnce(&mut quinn::TransportConfig)) -> Raw {
-        let local: SocketAddr =
-            if self.addr().is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }.parse().unwrap();
-        let mut config = self.client_config();
         let mut transport = quinn::TransportConfig::default();
         change(&mut transport);
-        config.transport_config(Arc::new(transport));
-        let endpoint = Endpoint::client(local).unwrap();
+        let endpoint = Endpoint::client(self.local()).unwrap();
+        self.connect_on(endpoint, addr, |config| {
+            config.transport_config(Arc::new(transport));
+        })
+        .await
+        .unwrap()
+    }
+
+    /// As `connect`, or why not.
+    pub async fn try_connect(
+        &self,
+        change: impl FnOnce(&mut quinn::ClientConfig),
+    ) -> Result<Raw, ConnectionError> {
+        self.connect_on(Endpoint::client(self.local()).unwrap(), self.addr(), change).await
+    }
+
+    async fn connect_on(
+        &self,
+        endpoint: Endpoint,
+        addr: SocketAddr,
+        change: impl FnOnce(&mut quinn::ClientConfig),
+    ) -> Result<Raw, ConnectionError> {
+        let mut config = self.client_config();
+        change(&mut config);
         let connecting = endpoint.connect_with(config, addr, "localhost").unwrap();
-        Raw { endpoint, connection: soon(connecting).await.unwrap() }
+        Ok(Raw { connection: soon(connecting).await?, endpoint })
+    }
+
+    /// Any port of the loopback address that the relay is on.
+    pub fn local(&self) -> SocketAddr {
+        if self.addr().is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }.parse().unwrap()
     }
 
     /// A connection that has been let in.
@@ -201,6 +235,11 @@ impl Harness {
             .unwrap_or_else(|| panic!("no {series} in {text}"))
             .parse()
             .unwrap()
+    }
+
+    /// How much was dropped for this reason.
+    pub fn dropped(&self, reason: &str) -> u64 {
+        self.metric(&format!("zrc_relay_dropped_datagrams_total{{reason=\"{reason}\"}}"))
     }
 
     /// Waits until a series has at least this value.
