@@ -62,8 +62,10 @@ impl AsyncUdpSocket for Split {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        // Past tokio, which does not know of a new socket that it can be written to.
+        let socket = socket2::SockRef::from(&*self.io);
         // Loss, where the socket is full, is nothing new to QUIC.
-        let _ = self.io.try_send_to(transmit.contents, transmit.destination);
+        let _ = socket.send_to(transmit.contents, &transmit.destination.into());
         Ok(())
     }
 
