@@ -14,7 +14,7 @@
 //! | [`wire`] | tokens, proofs, control frames, close codes, descriptors: the contract, shared by both sides | none |
 //! | [`table`] | which connections belong together and until when; the meter that both legs share | none |
 //! | [`clock`] | the only reader of clocks; everything else is told the time | clocks |
-//! | `relay` | quinn's sockets and tasks around the table: shard, session, leg, forward, splice | UDP |
+//! | `relay` | sockets and tasks around the table: shard, socket, session, leg, forward, channel, splice | UDP |
 //! | [`client`] | sessions that keep themselves connected | UDP |
 //! | `ops` | health, readiness, metrics, the status page | HTTP |
 //! | `config` | TOML to checked types, all faults at once | files |
@@ -27,7 +27,8 @@
 //!
 //! # A connection's life
 //!
-//! 1. A shard's endpoint accepts it, if fewer than `max_unauthenticated` others are still without a token. Until
+//! 1. The kernel hands its packets to one of the shards, threads that share the UDP port: a BPF program reads which
+//!    from the connection ID, so a client that changes its address stays. The shard's endpoint accepts it, if fewer than `max_unauthenticated` others are still without a token. Until
 //!    it has one it may open one stream, send 16 KiB, and take 3 s.
 //! 2. Its session reads `Hello`, checks the token (form, key, signature, audience, allocation, times: bytes become
 //!    a [`SignedToken`](wire::SignedToken), that a [`VerifiedToken`](wire::token::VerifiedToken), that
@@ -36,7 +37,7 @@
 //!    [`Effect`](table::Effect)s: link these connections, close that one. They are carried out before the mutex is
 //!    let go, so that no two shards see them in different orders.
 //! 4. The connection is now a *leg*. Two child tasks move its datagrams and its streams; the session itself
-//!    reads and writes the control stream.
+//!    reads and writes the control stream. Where both sides want a raw channel, each leg gets a tag of its own.
 //! 5. Whatever ends it (the client, the table, the sweep, a panic), the session's guard leaves the table. The end
 //!    has a code, on the control stream and on the connection.
 //!
@@ -46,6 +47,12 @@
 //! buffer; the meter's atomics (bytes, packets and quota together, all or nothing, before sending); send; four
 //! counters. No map is looked up, no lock is shared between allocations, no memory is allocated. If the send is
 //! refused, the charge is given back. Everything not sent is counted under one reason.
+//!
+//! A raw packet never reaches QUIC. The shard's socket, which quinn reads through, takes it out of what was received:
+//! its tag finds the leg, its source must be the leg's proven address, the meter is charged, the other leg's tag
+//! takes the place of this one's, in the buffer the packet arrived in, and it is sent. All of that is done once for a
+//! train of packets (GRO), which leaves as a train (GSO). While the other side has not shown lately that it
+//! receives raw packets, they leave as datagrams.
 //!
 //! A stream costs a task that holds one chunk. It reads the next when the other side has taken this one, so the
 //! sender's flow-control window is the queue. FIN, RESET and STOP_SENDING cross; the relay's own resets say so.
