@@ -21,8 +21,11 @@ const TOTALS = [
   { label: "Handshakes turned away", name: "zrc_relay_handshakes_refused_total" },
   { label: "Allocations created", name: "zrc_relay_allocations_created_total" },
   { label: "Streams opened", name: "zrc_relay_streams_spliced_total" },
+  { label: "Raw channels now", name: "zrc_relay_raw_channels" },
+  { label: "Datagrams sent raw", name: "zrc_relay_forwarded_raw_datagrams_total" },
   { label: "Address changes", name: "zrc_relay_migrations_total" },
   { label: "Session panics", name: "zrc_relay_session_panics_total", bug: true },
+  { label: "Packet panics", name: "zrc_relay_socket_panics_total", bug: true },
 ];
 
 const at = (id) => document.getElementById(id);

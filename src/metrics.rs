@@ -137,6 +137,8 @@ pub struct Metrics {
     pub migrations: IntCounter,
     /// Sessions that ended by a panic. Anything but 0 is a bug.
     pub session_panics: IntCounter,
+    /// Batches of packets dropped for a panic. Anything but 0 is a bug.
+    pub socket_panics: IntCounter,
 }
 
 /// One counter for each close code, looked up by number.
@@ -286,6 +288,11 @@ impl Metrics {
                 r,
                 "zrc_relay_migrations_total",
                 "Connections whose client appeared at another address.",
+            )?,
+            socket_panics: counter(
+                r,
+                "zrc_relay_socket_panics_total",
+                "Batches of packets dropped for a panic; anything but 0 is a bug.",
             )?,
             session_panics: counter(
                 r,

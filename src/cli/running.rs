@@ -139,6 +139,11 @@ impl Running {
         out::say(format_args!("clients: --relay {}", self.descriptor_path.display()));
     }
 
+    /// Waits until a part of the relay has failed that nothing but a new start brings back.
+    pub(super) async fn lost(&self) {
+        self.relay.lost().await;
+    }
+
     /// Where health and metrics are.
     pub(super) fn ops_url(&self) -> String {
         format!("http://{}", self.ops.local_addr())

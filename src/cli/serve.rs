@@ -61,13 +61,22 @@ impl Serve {
         let mut signals = Signals::new()?;
         let running = Running::start(config).await?;
         running.announce();
-        signals.next().await;
+        let lost = tokio::select! {
+            _ = signals.next() => false,
+            () = running.lost() => true,
+        };
         running.begin_leaving();
         out::say(format_args!(
             "leaving: telling the clients, for at most {} s (a second signal ends at once)",
             STOP_TIMEOUT.as_secs()
         ));
         signals.last(running.stop(STOP_TIMEOUT)).await;
+        if lost {
+            return Err(Failure::new(
+                Exit::Software,
+                "a part of the relay has failed: the log says why; start it anew",
+            ));
+        }
         Ok(Exit::Ok)
     }
 }

@@ -1,8 +1,15 @@
 //! Starting and stopping the relay as a whole.
 
-use std::{io, net::SocketAddr, num::NonZeroU8, sync::Arc, thread::available_parallelism, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    num::NonZeroU8,
+    sync::Arc,
+    thread::available_parallelism,
+    time::Duration,
+};
 
-use tokio::task::JoinHandle;
+use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{
     auth::Admission,
@@ -96,6 +103,10 @@ pub struct RelayServer {
     /// In the order of their numbers.
     shards: Vec<RunningShard>,
     timekeeper: Option<JoinHandle<()>>,
+    lost: Arc<Notify>,
+    /// Closing one socket of several on a port gives its number to another, and packets would go astray while the
+    /// other shards still say goodbye. So all are closed together, when this is dropped.
+    held_open: Vec<UdpSocket>,
 }
 
 impl RelayServer {
@@ -135,7 +146,7 @@ impl RelayServer {
         if let Some(error) = refused {
             tracing::warn!(%error, wanted, "the kernel does not steer packets to shards: there is one shard");
         }
-        let local_addr = sockets.first().map_or(Ok(config.listen), std::net::UdpSocket::local_addr)?;
+        let local_addr = sockets.first().map_or(Ok(config.listen), UdpSocket::local_addr)?;
         let shards = u8::try_from(sockets.len()).unwrap_or(MAX_SHARDS);
         let terms = Terms {
             public_addr: config.public_addr,
@@ -154,10 +165,20 @@ impl RelayServer {
             server_config,
             reset_key: tls::reset_key(&config.tls),
             mailboxes: Arc::new(Mailboxes::new(shards)),
+            lost: Arc::default(),
         };
         let unauthenticated = Arc::default();
-        let mut server = Self { hub: hub.clone(), local_addr, spki, shards: Vec::new(), timekeeper: None };
+        let mut server = Self {
+            hub: hub.clone(),
+            local_addr,
+            spki,
+            shards: Vec::new(),
+            timekeeper: None,
+            lost: common.lost.clone(),
+            held_open: Vec::new(),
+        };
         for (number, socket) in (0..shards).zip(sockets) {
+            server.held_open.push(socket.try_clone()?);
             let connections = hub.metrics.shard_connections(number);
             let shard = Shard::new(number, terms.clone(), connections, Arc::clone(&unauthenticated));
             server.shards.push(RunningShard::start(shard, socket, &common, hub.clone())?);
@@ -207,13 +228,21 @@ impl RelayServer {
         if tokio::time::timeout(patience, self.hub.emptied()).await.is_err() {
             tracing::warn!("some clients did not acknowledge the end in time");
         }
-        for shard in std::mem::take(&mut self.shards) {
-            // Joining a thread blocks; the caller's runtime may have other things to do.
-            let stopped = tokio::task::spawn_blocking(move || shard.stop(LAST_WORDS)).await;
-            if stopped.is_err() {
-                tracing::error!("a shard could not be stopped");
-            }
+        let mut shards = std::mem::take(&mut self.shards);
+        for shard in &mut shards {
+            shard.ask_to_stop(LAST_WORDS);
         }
+        // Joining a thread blocks; the caller's runtime may have other things to do.
+        let joined = tokio::task::spawn_blocking(|| shards.into_iter().for_each(RunningShard::join)).await;
+        if joined.is_err() {
+            tracing::error!("the shards could not be stopped");
+        }
+    }
+
+    /// Waits until a shard ends that was not asked to: then part of the clients is lost, and nothing brings them
+    /// back but a new start. Cancel-safe; for one caller.
+    pub async fn lost(&self) {
+        self.lost.notified().await;
     }
 }
 
@@ -222,8 +251,9 @@ impl Drop for RelayServer {
         if let Some(timekeeper) = &self.timekeeper {
             timekeeper.abort();
         }
-        for shard in self.shards.drain(..) {
-            shard.stop(Duration::ZERO);
+        for shard in &mut self.shards {
+            shard.ask_to_stop(Duration::ZERO);
         }
+        self.shards.drain(..).for_each(RunningShard::join);
     }
 }

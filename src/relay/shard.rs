@@ -16,7 +16,11 @@ use std::{
 use prometheus::IntGauge;
 use quinn::{Endpoint, EndpointConfig, TokioRuntime, VarInt};
 use quinn_proto::crypto::HmacKey;
-use tokio::{sync::oneshot, task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinSet,
+    time::MissedTickBehavior,
+};
 
 use super::{
     StartError,
@@ -108,13 +112,29 @@ pub(super) struct Common {
     pub server_config: quinn::ServerConfig,
     pub reset_key: Arc<dyn HmacKey>,
     pub mailboxes: Arc<Mailboxes>,
+    /// Notified when a shard ends that was not asked to.
+    pub lost: Arc<Notify>,
 }
 
 /// A running shard's thread.
 pub(super) struct RunningShard {
     /// Sent once: stop, and take at most this long; at once and without a goodbye when that is nothing.
-    stop: oneshot::Sender<Duration>,
+    stop: Option<oneshot::Sender<Duration>>,
     thread: JoinHandle<()>,
+}
+
+/// Says that the shard has ended, unless that was wanted.
+struct Alarm {
+    lost: Arc<Notify>,
+    wanted: bool,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if !self.wanted {
+            self.lost.notify_one();
+        }
+    }
 }
 
 impl RunningShard {
@@ -143,24 +163,36 @@ impl RunningShard {
         };
         let (stop, stopped) = oneshot::channel();
         let name = format!("zrc-shard-{}", shard.number);
+        let lost = common.lost.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            runtime.block_on(run(endpoint, Arc::new(shard), hub, stopped));
+            let mut alarm = Alarm { lost, wanted: false };
+            alarm.wanted = runtime.block_on(run(endpoint, Arc::new(shard), hub, stopped));
             // Dropped here: tasks that are left end with their runtime.
         })?;
-        Ok(Self { stop, thread })
+        Ok(Self { stop: Some(stop), thread })
     }
 
-    /// Closes all that is left and ends the thread. Blocks for at most about `deadline`.
-    pub fn stop(self, deadline: Duration) {
+    /// Has it close all that is left, within about `deadline`, and end.
+    pub fn ask_to_stop(&mut self, deadline: Duration) {
         // A shard that has ended by itself has nothing to stop.
-        let _ = self.stop.send(deadline);
+        let _ = self.stop.take().map(|stop| stop.send(deadline));
+    }
+
+    /// Blocks until the thread, which has been asked to, has ended.
+    pub fn join(self) {
         if self.thread.join().is_err() {
             tracing::error!("a shard ended by a panic");
         }
     }
 }
 
-async fn run(endpoint: Endpoint, shard: Arc<Shard>, hub: Arc<Hub>, mut stopped: oneshot::Receiver<Duration>) {
+/// Whether it ended because it was asked to.
+async fn run(
+    endpoint: Endpoint,
+    shard: Arc<Shard>,
+    hub: Arc<Hub>,
+    mut stopped: oneshot::Receiver<Duration>,
+) -> bool {
     let mut sessions = JoinSet::new();
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -172,8 +204,8 @@ async fn run(endpoint: Endpoint, shard: Arc<Shard>, hub: Arc<Hub>, mut stopped: 
                     sessions.spawn(session::serve(hub.clone(), shard.clone(), incoming));
                 }
                 None => {
-                    tracing::error!("the socket is gone");
-                    break Duration::ZERO;
+                    tracing::error!(shard = shard.number, "the shard's socket is gone");
+                    return false;
                 }
             },
             Some(ended) = sessions.join_next() => if let Err(error) = ended && error.is_panic() {
@@ -185,9 +217,10 @@ async fn run(endpoint: Endpoint, shard: Arc<Shard>, hub: Arc<Hub>, mut stopped: 
     };
     if deadline.is_zero() {
         // No goodbye: as if killed.
-        return;
+        return true;
     }
     endpoint.close(VarInt::from_u32(u32::from(CloseCode::Draining.number())), b"the relay stops");
     // What does not leave in time is left to its own timeout.
     let _ = tokio::time::timeout(deadline, endpoint.wait_idle()).await;
+    true
 }

@@ -13,6 +13,7 @@ use std::{
     fmt, io,
     io::IoSliceMut,
     net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -48,6 +49,13 @@ const MAX_STRAYS: usize = 256;
 const MAX_STRAY_BYTES: usize = 2048;
 /// The largest UDP payload over IPv4, which a train must not exceed.
 const MAX_TRAIN_BYTES: usize = 65_507;
+
+/// Makes the socket that receives it panic, in tests.
+#[cfg(test)]
+pub(super) const PANICKING_PACKET: &[u8] = b"\x3fpanic, please";
+/// Makes the socket that receives it fail for good.
+#[cfg(test)]
+pub(super) const FAILING_PACKET: &[u8] = b"\x3ffail, please";
 
 /// The queues of all shards.
 pub(super) struct Mailboxes(Box<[Mailbox]>);
@@ -231,6 +239,8 @@ impl ShardSocket {
 
     /// Answers a probe; whatever else it is, it is dropped.
     fn answer_probe(&self, meta: &RecvMeta, packet: &[u8]) {
+        #[cfg(test)]
+        assert_ne!(packet, PANICKING_PACKET, "as a test asked for");
         if let Err(reason) = self.try_answer_probe(meta, packet) {
             self.hub.metrics.dropped(reason, 1);
             tracing::trace!(reason = reason.name(), "packet dropped");
@@ -421,11 +431,25 @@ impl AsyncUdpSocket for ShardSocket {
             let received =
                 self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), bufs, meta));
             // An error is that of one packet, or there was none: the readiness says which, next time round.
-            if let Ok(received) = received
-                && let (Some(bufs), Some(meta)) = (bufs.get_mut(..received), meta.get_mut(..received))
-                && self.sort(bufs, meta)
-            {
-                return Poll::Ready(Ok(received));
+            let Ok(received) = received else { continue };
+            let (Some(bufs), Some(meta)) = (bufs.get_mut(..received), meta.get_mut(..received)) else {
+                continue;
+            };
+            #[cfg(test)]
+            if bufs.first().is_some_and(|buf| buf.starts_with(FAILING_PACKET)) {
+                return Poll::Ready(Err(io::ErrorKind::Other.into()));
+            }
+            // A panic here would poison the endpoint's lock, and quinn would then abort the process.
+            match catch_unwind(AssertUnwindSafe(|| self.sort(bufs, meta))) {
+                Ok(true) => return Poll::Ready(Ok(received)),
+                Ok(false) => {}
+                Err(_) => {
+                    self.hub.metrics.socket_panics.inc();
+                    tracing::error!(
+                        shard = self.shard,
+                        "a panic over a packet: what arrived with it is dropped"
+                    );
+                }
             }
         }
         cx.waker().wake_by_ref();

@@ -5,7 +5,13 @@ use std::{net::UdpSocket, num::NonZeroU8};
 use quinn::ConnectionId;
 
 use super::{super::MAX_SHARDS, Harness, Joined, Pair, Role, soon, steer};
-use crate::{relay::StartError, wire::control::ClientMessage};
+use crate::{
+    relay::{
+        StartError,
+        socket::{FAILING_PACKET, PANICKING_PACKET},
+    },
+    wire::control::ClientMessage,
+};
 
 const SHARDS: u8 = 4;
 
@@ -182,4 +188,30 @@ async fn the_bound_on_unauthenticated_connections_is_that_of_all_shards() {
     let refused = harness.try_connect(|_| {}).await;
     assert!(matches!(refused, Err(quinn::ConnectionError::ConnectionClosed(_))), "{:?}", refused.err());
     assert_eq!(harness.metric("zrc_relay_handshakes_refused_total"), 1);
+}
+
+#[tokio::test]
+async fn a_panic_over_a_packet_costs_what_arrived_with_it_and_nothing_else() {
+    let harness = Harness::start();
+    let (device, peer) = harness.joined_pair(&harness.pair()).await;
+    let enemy = UdpSocket::bind(harness.local()).unwrap();
+    for panics in 1..=3 {
+        enemy.send_to(PANICKING_PACKET, harness.addr()).unwrap();
+        harness.metric_becomes("zrc_relay_socket_panics_total", panics).await;
+        exchange(&device, &peer).await;
+    }
+}
+
+#[tokio::test]
+async fn the_loss_of_a_shard_is_reported_and_the_others_go_on() {
+    let harness = harness();
+    let pair = harness.pair();
+    let mut device = join_asking_for(&harness, 1, &pair, Role::Device).await;
+    let peer = join_asking_for(&harness, 1, &pair, Role::Peer).await;
+    device.until_present(true).await;
+    assert_ne!(FAILING_PACKET[1] % SHARDS, 1, "another shard's");
+    UdpSocket::bind(harness.local()).unwrap().send_to(FAILING_PACKET, harness.addr()).unwrap();
+    soon(harness.server.lost()).await;
+    exchange(&device, &peer).await;
+    harness.server.shutdown(std::time::Duration::from_secs(5)).await;
 }
