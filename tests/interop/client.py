@@ -122,10 +122,17 @@ class Leg(QuicConnectionProtocol):
         self.accepted = asyncio.Queue()  # streams that the relay opened
         self.datagrams = asyncio.Queue()
         self.on_datagram = self.datagrams.put_nowait
+        self.raw = asyncio.Queue()  # packets beside QUIC: the two high bits of their first byte are clear
         self._frames = FrameReader()
         self._changed = asyncio.Event()
 
     # What comes from the network.
+
+    def datagram_received(self, data, addr):
+        if data and data[0] & 0xC0 == 0:
+            self.raw.put_nowait(data)
+        else:
+            super().datagram_received(data, addr)
 
     def quic_event_received(self, event):
         if isinstance(event, events.HandshakeCompleted):
@@ -219,9 +226,9 @@ class Leg(QuicConnectionProtocol):
     def prove(self, grant, role, nonce, token=None, key=None):
         self.say("prove", proof=nonce_proof(key or grant.key_of(role), role, token or grant.token(), nonce, self.pin()))
 
-    async def join(self, grant, role, token=None):
+    async def join(self, grant, role, token=None, **fields):
         """The whole way from a fresh connection to Allocated."""
-        nonce = await self.hello(grant, role, token)
+        nonce = await self.hello(grant, role, token, **fields)
         self.prove(grant, role, nonce, token)
         self.allocated = await self.expect("allocated")
         return self.allocated
@@ -234,6 +241,10 @@ class Leg(QuicConnectionProtocol):
 
     async def datagram(self):
         return await self.datagrams.get()
+
+    def send_beside(self, packet):
+        """A UDP packet from this connection's socket that QUIC knows nothing of."""
+        self._transport.sendto(packet, self.relay.sockaddr())
 
     def open(self, unidirectional=False):
         stream_id = self.quic.get_next_available_stream_id(is_unidirectional=unidirectional)
