@@ -176,6 +176,7 @@ impl Bench {
             connect_timeout: CONNECT_TIMEOUT,
             // A pair that the relay ends has ended: that is what is counted.
             reconnect: false,
+            raw_channel: self.mode == Mode::Raw,
             agent: concat!("zrc-relay-bench/", env!("CARGO_PKG_VERSION")).into(),
             datagram_send_buffer_bytes: DATAGRAM_BUFFER_BYTES,
             datagram_receive_buffer_bytes: 4 * DATAGRAM_BUFFER_BYTES,

@@ -8,9 +8,9 @@ use std::{
 };
 
 use quinn::{
-    ClientConfig, Connection, ConnectionError, ConnectionId, Endpoint, EndpointConfig, IdleTimeout,
-    MtuDiscoveryConfig, ReadExactError, RecvStream, SendStream, TransportConfig, VarInt,
-    congestion::CubicConfig, crypto::rustls::QuicClientConfig,
+    ClientConfig, Connection, ConnectionError, ConnectionId, Endpoint, IdleTimeout, MtuDiscoveryConfig,
+    ReadExactError, RecvStream, SendStream, TransportConfig, VarInt, congestion::CubicConfig,
+    crypto::rustls::QuicClientConfig,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::{task::JoinSet, time::Instant};
@@ -18,13 +18,15 @@ use tokio::{task::JoinSet, time::Instant};
 use super::{
     Grant, Options, Proof, Ticket, TrustError,
     relay::Token,
+    socket::Local,
+    stats::Counters,
     trust::{self, Trust, Verdict},
 };
 use crate::wire::{
     CloseCode, Descriptor, RelayId, SpkiPin,
     control::{
-        Allocated, ClientMessage, FrameError, HEADER_LEN, Hello, MAX_FRAME, Prove, Refused, RelayInfo,
-        RelayMessage, frame_len,
+        Allocated, ClientMessage, Feature, FrameError, HEADER_LEN, Hello, MAX_FRAME, Prove, Refused,
+        RelayInfo, RelayMessage, frame_len,
     },
     proof::{self, Binding, EXPORTER_LABEL},
 };
@@ -249,35 +251,44 @@ pub struct ConnectTimes {
 /// A connection that has joined its allocation.
 pub(super) struct Joined {
     pub(super) connection: Connection,
-    pub(super) endpoint: Endpoint,
+    pub(super) local: Local,
     pub(super) target: Target,
     pub(super) control: (SendStream, RecvStream),
     pub(super) grant: Grant,
     pub(super) peer_present: bool,
     pub(super) max_datagram_bytes: usize,
+    /// Both sides have listed the raw channel.
+    pub(super) raw_offered: bool,
     pub(super) times: ConnectTimes,
 }
 
 /// The local sockets, one per address family, opened when first needed.
-#[derive(Default)]
-pub(super) struct Sockets(Mutex<[Option<Endpoint>; 2]>);
+pub(super) struct Sockets {
+    by_family: Mutex<[Option<Local>; 2]>,
+    counters: Arc<Counters>,
+}
 
 impl Sockets {
-    fn for_remote(&self, remote: SocketAddr, options: &Options) -> Result<Endpoint, ConnectError> {
-        let mut sockets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let [v4, v6] = &mut *sockets;
-        let slot = if remote.is_ipv4() { v4 } else { v6 };
-        if let Some(endpoint) = slot {
-            return Ok(endpoint.clone());
-        }
-        let local = options.local_addr.unwrap_or_else(|| any_address_like(remote));
-        let endpoint = bind(local).map_err(ConnectError::Bind)?;
-        Ok(slot.insert(endpoint).clone())
+    pub(super) fn new(counters: Arc<Counters>) -> Self {
+        Self { by_family: Mutex::default(), counters }
     }
 
-    /// The sockets in use.
+    fn for_remote(&self, remote: SocketAddr, options: &Options) -> Result<Local, ConnectError> {
+        let mut sockets = self.by_family.lock().unwrap_or_else(PoisonError::into_inner);
+        let [v4, v6] = &mut *sockets;
+        let slot = if remote.is_ipv4() { v4 } else { v6 };
+        if let Some(local) = slot {
+            return Ok(local.clone());
+        }
+        let local = options.local_addr.unwrap_or_else(|| any_address_like(remote));
+        let local = Local::bind(local, self.counters.clone()).map_err(ConnectError::Bind)?;
+        Ok(slot.insert(local).clone())
+    }
+
+    /// The endpoints in use.
     pub(super) fn all(&self) -> Vec<Endpoint> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().flatten().cloned().collect()
+        let sockets = self.by_family.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.iter().flatten().map(|local| local.endpoint.clone()).collect()
     }
 
     /// Opens new sockets next time: one that outlived a sleep or a change of network may be dead without saying
@@ -287,7 +298,7 @@ impl Sockets {
         if options.local_addr.is_some_and(|local| local.port() != 0) {
             return;
         }
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = [None, None];
+        *self.by_family.lock().unwrap_or_else(PoisonError::into_inner) = [None, None];
     }
 }
 
@@ -296,14 +307,6 @@ pub(super) fn any_address_like(remote: SocketAddr) -> SocketAddr {
     let ip: IpAddr =
         if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     SocketAddr::new(ip, 0)
-}
-
-fn bind(local: SocketAddr) -> io::Result<Endpoint> {
-    let socket = std::net::UdpSocket::bind(local)?;
-    let mut config = EndpointConfig::default();
-    // The relay's port carries packets that are not QUIC, told apart by the bit that greasing would set.
-    config.grease_quic_bit(false);
-    Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime))
 }
 
 /// Connects to `target` and joins the ticket's allocation there.
@@ -317,7 +320,7 @@ pub(super) async fn attempt(
     let trust = target.trust.loaded().await?;
     let addresses = target.resolve().await?;
     let resolved = Instant::now();
-    let (connection, endpoint) = race(&addresses, target, &trust, &ticket.token, options, sockets).await?;
+    let (connection, local) = race(&addresses, target, &trust, &ticket.token, options, sockets).await?;
     let shaken = Instant::now();
     tracing::debug!(relay = %connection.remote_address(), "QUIC handshake done");
     let joined = join(&connection, ticket, options).await;
@@ -335,8 +338,10 @@ pub(super) async fn attempt(
         grant: Grant::new(&allocated, ticket.token.allocation_id),
         peer_present: allocated.peer_present,
         max_datagram_bytes: datagram_limit(allocated.max_datagram_bytes),
+        raw_offered: options.raw_channel
+            && allocated.features().any(|feature| feature == Feature::RawChannel),
         connection,
-        endpoint,
+        local,
         target: target.clone(),
         control,
         times,
@@ -351,15 +356,15 @@ async fn race(
     token: &Token,
     options: &Options,
     sockets: &Sockets,
-) -> Result<(Connection, Endpoint), ConnectError> {
+) -> Result<(Connection, Local), ConnectError> {
     let mut runners = JoinSet::new();
     let mut head_start = Duration::ZERO;
     let mut failure: Option<ConnectError> = None;
     for address in addresses.iter().copied() {
         let tls = trust::tls(trust)?;
         let config = client_config(tls.config, token.affinity(), options)?;
-        let endpoint = match sockets.for_remote(address, options) {
-            Ok(endpoint) => endpoint,
+        let local = match sockets.for_remote(address, options) {
+            Ok(local) => local,
             Err(error) => {
                 failure.get_or_insert(error);
                 continue;
@@ -368,9 +373,10 @@ async fn race(
         let (name, wait) = (target.name().to_owned(), head_start);
         runners.spawn(async move {
             tokio::time::sleep(wait).await;
-            let connecting = endpoint.connect_with(config, address, &name).map_err(ConnectError::Unusable)?;
+            let connecting =
+                local.endpoint.connect_with(config, address, &name).map_err(ConnectError::Unusable)?;
             let connection = connecting.await.map_err(|error| classify(error, Some(&tls.verdict)))?;
-            Ok((connection, endpoint))
+            Ok((connection, local))
         });
         head_start += NEXT_ADDRESS_AFTER;
     }
@@ -466,7 +472,7 @@ async fn join(
         role: ticket.role,
         allocation_id: bytes::Bytes::copy_from_slice(ticket.token.allocation_id.as_bytes()),
         proof,
-        features: Vec::new(),
+        features: if options.raw_channel { vec![Feature::RawChannel] } else { Vec::new() },
         agent: options.agent.clone(),
     });
     write_frame(connection, &mut send, &hello).await?;

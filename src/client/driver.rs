@@ -20,6 +20,7 @@ use super::{
     link::{self, Link, LinkEnd, Report},
     relay::Token,
     session::{COMMANDS, Shared},
+    stats::Counters,
     trust::Trust,
 };
 use crate::{
@@ -60,17 +61,18 @@ pub(super) async fn connect(relay: &Relay, ticket: Ticket) -> Result<Session, Co
     }
     let options = relay.options().clone();
     let unpinned = relay.unpinned_trust();
+    let counters = Arc::new(Counters::default());
     let dialer = Arc::new(Dialer {
         home: Target::new(descriptor, &unpinned),
         unpinned,
-        sockets: Sockets::default(),
+        sockets: Sockets::new(counters.clone()),
         options: options.clone(),
     });
     // Longer than there is time: no deadline.
     let deadline = Instant::now().checked_add(options.connect_timeout);
     let mut backoff = Backoff::new(options.backoff_initial, options.backoff_max);
     let joined = dialer.dial(&ticket, std::slice::from_ref(&dialer.home), &mut backoff, deadline).await?;
-    let shared = Arc::new(Shared::new(ticket, joined.grant.clone(), &options));
+    let shared = Arc::new(Shared::new(ticket, joined.grant.clone(), &options, counters));
     let (commands, command_queue) = mpsc::channel(COMMANDS);
     let (reports, report_queue) = mpsc::channel(REPORTS);
     let mut driver = Driver {
@@ -474,6 +476,7 @@ impl Driver {
             return self.shared.finish(cause.into());
         }
         self.shared.set_link(None);
+        self.shared.tell_raw_channel();
         self.shared.set_peer(false);
         self.shared.emit(Event::Disconnected { reason: whole_story(&cause) });
         self.elsewhere.retain(|other| Some(other) != target.as_ref());
@@ -560,8 +563,13 @@ impl Driver {
         let (grant, times) = (joined.grant.clone(), joined.times);
         let keep_alive = grant.keep_alive.filter(|asked| *asked < options.keep_alive);
         self.next_link_id += 1;
-        let (link, parts) =
-            Link::new(self.next_link_id, joined, keep_alive, options.datagram_send_buffer_bytes);
+        let (link, parts) = Link::new(
+            self.next_link_id,
+            joined,
+            keep_alive,
+            options.datagram_send_buffer_bytes,
+            &self.shared,
+        );
         let ended = {
             let mut links = self.shared.links.lock().unwrap_or_else(PoisonError::into_inner);
             links.push(link.clone());
@@ -587,6 +595,7 @@ impl Driver {
         if self.next_link_id > 1 {
             self.shared.emit(Event::Connected { relay: remote });
         }
+        self.shared.tell_raw_channel();
         self.set_peer(peer_present);
         // What another connection was asked and has not answered is asked again.
         for refresh in &mut self.refreshes {

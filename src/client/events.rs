@@ -32,6 +32,11 @@ pub enum Event {
         /// The largest datagram that the relay can deliver to the other side.
         max_datagram_bytes: usize,
     },
+    /// Datagrams now go raw, beside QUIC, as far as they fit; or do so no more. A session begins without.
+    RawChannel {
+        /// Whether its probes are answered.
+        open: bool,
+    },
     /// A mark of the quota has been passed.
     Usage {
         /// Both directions together, since the allocation began.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinSet,
@@ -19,12 +19,16 @@ use tokio::{
 };
 
 use super::{
-    ConnectError, Event,
+    ConnectError, Event, ProtocolError,
+    channel::{self, Channel},
     connect::{self, Target, classify, datagram_limit, ended_by},
+    inbox::Train,
     session::{MAX_DATAGRAM_BYTES, Shared},
+    socket::Local,
 };
 use crate::wire::{
     CloseCode,
+    channel::Tag,
     control::{ClientMessage, Migrate, Refreshed, RelayMessage},
 };
 
@@ -54,7 +58,8 @@ const PROGRESS_DATAGRAMS: u64 = 4;
 pub(super) struct Link {
     pub(super) id: u64,
     pub(super) connection: Connection,
-    pub(super) endpoint: Endpoint,
+    pub(super) local: Local,
+    pub(super) channel: Arc<Channel>,
     pub(super) target: Target,
     /// Since when it has been joined.
     pub(super) since: Instant,
@@ -73,6 +78,8 @@ pub(super) struct Link {
     control_messages: AtomicU64,
     pings_sent: AtomicU64,
     pings_answered: AtomicU64,
+    /// Something is amiss: a ping is due now.
+    ping_due: Notify,
     datagram_send_buffer_bytes: usize,
     datagrams_read: AtomicU64,
     /// Of those that arrived, how many QUIC had dropped before they were read; counted so far.
@@ -85,6 +92,7 @@ pub(super) struct Parts {
     control: mpsc::Receiver<ClientMessage>,
     oversize: mpsc::Receiver<Bytes>,
     keep_alive: Option<Duration>,
+    channel_ending: channel::Ending,
 }
 
 /// What a link tells the driver.
@@ -112,13 +120,23 @@ impl Link {
         joined: connect::Joined,
         keep_alive: Option<Duration>,
         datagram_send_buffer_bytes: usize,
+        shared: &Shared,
     ) -> (Arc<Self>, Parts) {
         let (control, control_queue) = mpsc::channel(CONTROL_WAITING);
         let (oversize, oversize_queue) = mpsc::channel(OVERSIZE_WAITING);
+        let channel = Channel::new(
+            joined.connection.remote_address(),
+            joined.raw_offered,
+            joined.local.port.clone(),
+            shared.inbox.clone(),
+            shared.counters.clone(),
+        );
+        let channel_ending = channel::Ending(channel.clone());
         let link = Self {
             id,
             connection: joined.connection,
-            endpoint: joined.endpoint,
+            local: joined.local,
+            channel,
             target: joined.target,
             since: Instant::now(),
             limit: AtomicUsize::new(joined.max_datagram_bytes),
@@ -130,6 +148,7 @@ impl Link {
             control_messages: AtomicU64::new(0),
             pings_sent: AtomicU64::new(0),
             pings_answered: AtomicU64::new(0),
+            ping_due: Notify::new(),
             datagram_send_buffer_bytes,
             datagrams_read: AtomicU64::new(0),
             datagrams_evicted: AtomicU64::new(0),
@@ -139,6 +158,7 @@ impl Link {
             control: control_queue,
             oversize: oversize_queue,
             keep_alive,
+            channel_ending,
         };
         (Arc::new(link), parts)
     }
@@ -160,7 +180,7 @@ impl Link {
 
     fn receive(&self, data: Bytes, shared: &Shared) {
         self.datagrams_read.fetch_add(1, Relaxed);
-        shared.received(data);
+        shared.inbox.receive(Train::single(data));
     }
 
     /// How many datagrams have arrived and were not read: QUIC dropped them for want of room, or still has them.
@@ -179,6 +199,17 @@ impl Link {
         self.connection.datagram_send_buffer_space() < self.datagram_send_buffer_bytes / 2
     }
 
+    fn ping(&self) {
+        let number = self.pings_sent.fetch_add(1, Relaxed) + 1;
+        // When there is no room, pings are stuck already, and this one counts as unanswered with them.
+        let _ = self.control.try_send(ClientMessage::Ping(number));
+    }
+
+    /// Asks the relay for a sign of life now rather than within a second.
+    pub(super) fn ping_soon(&self) {
+        self.ping_due.notify_one();
+    }
+
     fn is_current(&self, shared: &Shared) -> bool {
         shared.current.load().as_ref().is_some_and(|current| current.id == self.id)
     }
@@ -191,7 +222,13 @@ pub(super) async fn run(
     shared: Arc<Shared>,
     reports: mpsc::Sender<(u64, Report)>,
 ) -> LinkEnd {
-    let Parts { control_streams: (control_send, control_recv), control, oversize, keep_alive } = parts;
+    let Parts {
+        control_streams: (control_send, control_recv),
+        control,
+        oversize,
+        keep_alive,
+        channel_ending,
+    } = parts;
     let end = tokio::select! {
         // First the relay's own words: they may say more than the connection's end.
         biased;
@@ -202,7 +239,9 @@ pub(super) async fn run(
         () = accept_streams(&link, &shared, Kind::Uni) => (link_lost(&link).await, false),
         () = send_oversize(&link, oversize, &shared) => (link_lost(&link).await, false),
         () = watch_liveness(&link, keep_alive, &shared, &reports) => (link_lost(&link).await, false),
+        () = channel::run(&link, &shared) => (link_lost(&link).await, false),
     };
+    drop(channel_ending);
     // Whoever waits for the hold to end looks at the connection then.
     link.held.store(false, Relaxed);
     link.hold_over.notify_waiters();
@@ -263,6 +302,7 @@ async fn read_control(
             RelayMessage::PathLimit(path) => {
                 let max_datagram_bytes = datagram_limit(path.max_datagram_bytes);
                 link.limit.store(max_datagram_bytes, Relaxed);
+                link.channel.set_limit(datagram_limit(path.max_raw_bytes));
                 tell(link, shared, Event::PathLimit { max_datagram_bytes });
                 continue;
             }
@@ -281,8 +321,18 @@ async fn read_control(
                 tell(link, shared, Event::Expiring { expires_at_unix: expiring.expires_at });
                 continue;
             }
+            RelayMessage::Channel(channel) if link.channel.is_offered() => {
+                let Some(tag) = Tag::from_slice(&channel.tag) else {
+                    return (
+                        ProtocolError::Content("a channel's tag that is not 7 bytes long").into(),
+                        false,
+                    );
+                };
+                link.channel.begin(tag);
+                continue;
+            }
             RelayMessage::Refused(_) => return (ended_by(message), true),
-            // A Channel needs a feature that was not asked for.
+            // This Channel needs a feature that was not asked for.
             RelayMessage::Closing(_)
             | RelayMessage::Challenge(_)
             | RelayMessage::Allocated(_)
@@ -407,7 +457,7 @@ async fn accept_streams(link: &Link, shared: &Shared, kind: Kind) {
             Some(read) = datagrams.join_next() => match read {
                 Ok(Some(data)) => {
                     shared.counters.oversize_received.add(1);
-                    shared.received(data);
+                    shared.inbox.receive(Train::single(data));
                 }
                 Ok(None) | Err(_) => shared.counters.oversize_lost.add(1),
             },
@@ -452,9 +502,9 @@ async fn read_datagram(mut recv: RecvStream) -> Option<Bytes> {
 fn hand_on(stream: Stream, shared: &Shared) {
     let full = match stream {
         (Some(send), recv) => {
-            shared.accepted_bi.push((send, recv), 0).map_err(|(send, recv)| (Some(send), recv))
+            shared.accepted_bi.push((send, recv)).map_err(|(send, recv)| (Some(send), recv))
         }
-        (None, recv) => shared.accepted_uni.push(recv, 0).map_err(|recv| (None, recv)),
+        (None, recv) => shared.accepted_uni.push(recv).map_err(|recv| (None, recv)),
     };
     if let Err(stream) = full {
         shared.counters.streams_refused.add(1);
@@ -516,7 +566,18 @@ async fn watch_liveness(
     let mut unread = link.unread();
     let mut last_ping = Instant::now();
     loop {
-        tick.tick().await;
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = link.ping_due.notified() => {
+                // One that is on its way already will do.
+                if link.pings_sent.load(Relaxed) == link.pings_answered.load(Relaxed) {
+                    last_ping = Instant::now();
+                    tick.reset();
+                    link.ping();
+                }
+                continue;
+            }
+        }
         // What was unread a second ago and still is, is gone: reading never waits that long.
         let unread_now = link.unread();
         link.count_evicted(unread_now.min(std::mem::replace(&mut unread, unread_now)), shared);
@@ -541,9 +602,7 @@ async fn watch_liveness(
         let due = keep_alive.is_some_and(|every| last_ping.elapsed() >= every);
         if busy || due || unanswered > 0 {
             last_ping = Instant::now();
-            link.pings_sent.store(sent + 1, Relaxed);
-            // When there is no room, pings are stuck already, and this one counts as unanswered with them.
-            let _ = link.control.try_send(ClientMessage::Ping(sent + 1));
+            link.ping();
         }
     }
 }

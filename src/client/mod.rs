@@ -27,6 +27,9 @@
 //! - Connects anew when the connection is lost, does not answer, or is refused for a reason that may pass, with
 //!   growing random pauses. Every other refusal ends the session with a typed [`End`].
 //! - Follows the relay to another one when asked, and keeps the old connection until the new one works.
+//! - Sends datagrams beside QUIC where the relay offers it (its *raw channel*) and the path lets them through, which
+//!   it asks once a second; otherwise as QUIC datagrams. [`Session::send_train`] and [`Session::recv_train`] move many
+//!   at the price of one. [`Options::raw_channel`] turns it off.
 //! - Sends datagrams that do not fit the path by a stream each.
 //!
 //! # What it leaves to the application
@@ -43,14 +46,17 @@
 //! With `tracing`: never a payload, token or key; addresses at debug level only.
 
 mod backoff;
+mod channel;
 mod connect;
 mod driver;
 mod events;
 mod grant;
+mod inbox;
 mod link;
 mod queue;
 mod relay;
 mod session;
+mod socket;
 mod stats;
 mod trust;
 
@@ -58,6 +64,7 @@ pub use connect::{ConnectError, ConnectTimes, ProtocolError, Refusal};
 pub use ed25519_dalek::SigningKey;
 pub use events::{Event, Events};
 pub use grant::Grant;
+pub use inbox::Train;
 pub use quinn::{RecvStream, SendStream};
 pub use relay::{Options, Proof, Relay, Ticket, TicketError};
 pub use session::{End, MAX_DATAGRAM_BYTES, RefreshError, SendError, Session};

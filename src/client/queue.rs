@@ -1,4 +1,4 @@
-//! A bounded queue between the connections of a session and the application.
+//! A bounded queue between the connections of a session and the application, for streams.
 
 use std::{
     collections::VecDeque,
@@ -7,54 +7,31 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// First in, first out, for any number of both. Bounded by the items' weight and number.
+/// First in, first out, for any number of both ends. Bounded by the number of items.
 pub(super) struct Queue<T> {
     inner: Mutex<Inner<T>>,
     filled: Notify,
-    max_weight: usize,
     max_items: usize,
 }
 
 struct Inner<T> {
-    items: VecDeque<(T, usize)>,
-    weight: usize,
+    items: VecDeque<T>,
     closed: bool,
 }
 
 impl<T> Queue<T> {
-    pub(super) fn new(max_weight: usize, max_items: usize) -> Self {
-        let inner = Inner { items: VecDeque::new(), weight: 0, closed: false };
-        Self { inner: Mutex::new(inner), filled: Notify::new(), max_weight, max_items }
-    }
-
-    /// Adds an item, and removes the oldest ones that then are too much. Says how many it removed.
-    ///
-    /// For datagrams: a reader that cannot follow is better served by what is new.
-    pub(super) fn push_evicting(&self, item: T, weight: usize) -> u64 {
-        let mut inner = self.lock();
-        if inner.closed {
-            return 1;
-        }
-        inner.add(item, weight);
-        let mut evicted = 0;
-        while (inner.weight > self.max_weight || inner.items.len() > self.max_items) && inner.take().is_some()
-        {
-            evicted += 1;
-        }
-        drop(inner);
-        self.filled.notify_one();
-        evicted
+    pub(super) fn new(max_items: usize) -> Self {
+        let inner = Inner { items: VecDeque::new(), closed: false };
+        Self { inner: Mutex::new(inner), filled: Notify::new(), max_items }
     }
 
     /// Adds an item unless the queue is full or closed; then gives it back.
-    pub(super) fn push(&self, item: T, weight: usize) -> Result<(), T> {
+    pub(super) fn push(&self, item: T) -> Result<(), T> {
         let mut inner = self.lock();
-        let full =
-            inner.weight.saturating_add(weight) > self.max_weight || inner.items.len() >= self.max_items;
-        if full || inner.closed {
+        if inner.items.len() >= self.max_items || inner.closed {
             return Err(item);
         }
-        inner.add(item, weight);
+        inner.items.push_back(item);
         drop(inner);
         self.filled.notify_one();
         Ok(())
@@ -67,7 +44,7 @@ impl<T> Queue<T> {
             let filled = self.filled.notified();
             {
                 let mut inner = self.lock();
-                if let Some(item) = inner.take() {
+                if let Some(item) = inner.items.pop_front() {
                     return Some(item);
                 }
                 if inner.closed {
@@ -76,11 +53,6 @@ impl<T> Queue<T> {
             }
             filled.await;
         }
-    }
-
-    /// The oldest item, if there is one now.
-    pub(super) fn try_pop(&self) -> Option<T> {
-        self.lock().take()
     }
 
     /// Takes no more; what is there can still be had.
@@ -94,61 +66,30 @@ impl<T> Queue<T> {
     }
 }
 
-impl<T> Inner<T> {
-    fn add(&mut self, item: T, weight: usize) {
-        self.weight = self.weight.saturating_add(weight);
-        self.items.push_back((item, weight));
-    }
-
-    fn take(&mut self) -> Option<T> {
-        let (item, weight) = self.items.pop_front()?;
-        self.weight = self.weight.saturating_sub(weight);
-        Some(item)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
-    proptest! {
-        #[test]
-        fn holds_the_newest_within_its_bounds(weights in prop::collection::vec(0usize..40, 0..200)) {
-            let queue = Queue::new(100, 8);
-            let mut dropped = 0;
-            for (number, weight) in weights.iter().enumerate() {
-                dropped += queue.push_evicting(number, *weight);
-                let inner = queue.lock();
-                prop_assert!(inner.items.len() <= 8 && inner.weight <= 100);
-                prop_assert_eq!(inner.weight, inner.items.iter().map(|(_, weight)| weight).sum::<usize>());
-            }
-            let mut left = Vec::new();
-            while let Some(number) = queue.try_pop() {
-                left.push(number);
-            }
-            let first = usize::try_from(dropped).unwrap();
-            prop_assert_eq!(left, (first..weights.len()).collect::<Vec<_>>());
+    #[tokio::test]
+    async fn refuses_what_is_too_much_and_keeps_the_order() {
+        let queue = Queue::new(3);
+        for number in 0..3 {
+            queue.push(number).unwrap();
         }
-
-        #[test]
-        fn refuses_what_is_too_much(weights in prop::collection::vec(0usize..40, 0..200)) {
-            let queue = Queue::new(100, 8);
-            let mut held = 0;
-            for weight in weights {
-                let fits = held + weight <= 100 && queue.lock().items.len() < 8;
-                prop_assert_eq!(queue.push((), weight).is_ok(), fits);
-                if fits {
-                    held += weight;
-                }
-            }
+        assert_eq!(queue.push(3), Err(3));
+        assert_eq!(queue.pop().await, Some(0));
+        queue.push(4).unwrap();
+        queue.close();
+        let mut left = Vec::new();
+        while let Some(number) = queue.pop().await {
+            left.push(number);
         }
+        assert_eq!(left, [1, 2, 4]);
     }
 
     #[tokio::test]
     async fn wakes_one_waiter_an_item_and_all_at_the_end() {
-        let queue = std::sync::Arc::new(Queue::new(10, 10));
+        let queue = std::sync::Arc::new(Queue::new(10));
         let waiters: Vec<_> = (0..4)
             .map(|_| {
                 let queue = queue.clone();
@@ -156,12 +97,11 @@ mod tests {
             })
             .collect();
         tokio::task::yield_now().await;
-        queue.push(1, 1).unwrap();
-        queue.push(2, 1).unwrap();
+        queue.push(1).unwrap();
+        queue.push(2).unwrap();
         tokio::task::yield_now().await;
         queue.close();
-        assert_eq!(queue.push(3, 1), Err(3));
-        assert_eq!(queue.push_evicting(3, 1), 1);
+        assert_eq!(queue.push(3), Err(3));
         let mut got = Vec::new();
         for waiter in waiters {
             got.extend(waiter.await.unwrap());

@@ -108,6 +108,10 @@ pub struct Options {
     pub agent: String,
     /// How to prove possession of the key (`Proof::Exporter`).
     pub proof: Proof,
+    /// Whether datagrams go beside QUIC where relay and path allow it (true): not encrypted once more on the way to
+    /// the relay, at a fraction of the cost. For what is encrypted end to end, as it should be; lengths and times are
+    /// as visible as before, and who sees the path can inject packets and spend the quota. Costs a small packet a second.
+    pub raw_channel: bool,
     /// How many streams of each kind the other side may have open at once (128, at most 1024).
     pub max_streams: u32,
     /// How much of a stream the other side may send ahead of the reader, in bytes (512 KiB, at least 16 KiB). Times
@@ -115,7 +119,8 @@ pub struct Options {
     pub stream_window_bytes: u32,
     /// How much may wait to be sent as datagrams, in bytes (256 KiB).
     pub datagram_send_buffer_bytes: usize,
-    /// How much may wait for [`Session::recv_datagram`], in bytes (1 MiB); then the oldest goes.
+    /// How much may wait to be received as datagrams, in bytes (1 MiB), counting 64 for each beside its payload; then
+    /// the oldest goes.
     pub datagram_receive_buffer_bytes: usize,
 }
 
@@ -130,6 +135,7 @@ impl Default for Options {
             local_addr: None,
             agent: concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")).to_owned(),
             proof: Proof::Exporter,
+            raw_channel: true,
             max_streams: 128,
             stream_window_bytes: 512 * 1024,
             datagram_send_buffer_bytes: 256 * 1024,

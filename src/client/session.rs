@@ -17,10 +17,12 @@ use tokio::{
 };
 
 use super::{
-    ConnectError, ConnectTimes, Event, Events, Grant, Options, Refusal, Stats,
+    ConnectError, ConnectTimes, Event, Events, Grant, Options, Refusal, Stats, Train,
+    channel::Raw,
     connect::any_address_like,
     driver::Command,
     events,
+    inbox::Inbox,
     link::{Link, STREAM_APPLICATION},
     queue::Queue,
     relay::{Ticket, Token},
@@ -28,14 +30,10 @@ use super::{
 };
 use crate::wire::{CloseCode, PublicKey, Role, SignedToken};
 
-/// The largest payload that [`Session::send_datagram`] takes, in bytes. What does not fit one QUIC datagram goes
-/// by a stream of its own.
+/// The largest payload that [`Session::send_datagram`] takes, in bytes. What does not fit one packet goes by a
+/// stream of its own.
 pub const MAX_DATAGRAM_BYTES: usize = 64 * 1024;
 
-/// How many datagrams wait to be received at most, however small.
-const MAX_DATAGRAMS_WAITING: usize = 4096;
-/// What a waiting datagram costs beside its payload, in bytes.
-const DATAGRAM_OVERHEAD: usize = 64;
 /// Commands that wait for the driver; callers wait for room.
 pub(super) const COMMANDS: usize = 8;
 
@@ -167,19 +165,94 @@ impl Session {
 
     /// Sends a datagram to the other side, or says at once why not. Never waits.
     ///
-    /// Delivery is not promised: as with UDP it may be lost or overtaken by later ones. Up to
-    /// [`max_datagram_bytes`](Self::max_datagram_bytes) it is one QUIC datagram; up to [`MAX_DATAGRAM_BYTES`] it goes by a stream of its own,
+    /// Delivery is not promised: as with UDP it may be lost or overtaken by later ones. While the raw channel is open,
+    /// what fits it ([`Stats::raw_max_bytes`]) goes that way at once, and nothing paces it: like a UDP socket, it leaves
+    /// to the application how much the path can take. Otherwise it is one QUIC datagram up to
+    /// [`max_datagram_bytes`](Self::max_datagram_bytes); up to [`MAX_DATAGRAM_BYTES`] it goes by a stream of its own,
     /// at most 32 of which wait to be sent. While the other side is not there, the relay drops it.
     ///
     /// # Errors
     /// [`SendError`]; nothing was sent then.
     pub fn send_datagram(&self, data: Bytes) -> Result<(), SendError> {
         let shared = self.shared();
-        let len = data.len();
         let current = shared.current.load();
         let Some(link) = current.as_deref() else {
             return Err(shared.not_connected());
         };
+        match link.channel.send_one(&data, &link.connection) {
+            Raw::Sent => {
+                shared.sent(1, data.len());
+                Ok(())
+            }
+            Raw::Full => {
+                shared.counters.send_buffer_full.add(1);
+                Err(SendError::BufferFull)
+            }
+            Raw::Closed => self.send_by_quic(link, data),
+        }
+    }
+
+    /// Sends datagrams of `segment_bytes` each, laid end to end in `data`; the last may be shorter. Says how many of
+    /// them, from the first on, were accepted: fewer than all when there is no more room. Never waits.
+    ///
+    /// Like as many calls of [`send_datagram`](Self::send_datagram), but while the raw channel is open the kernel takes up to 64 of them
+    /// at once, for little more than the price of one. It is what a QUIC stack's segmented transmit asks for. With a
+    /// `segment_bytes` of 0, or beyond the length of `data`, all of it is one datagram; no data is none.
+    ///
+    /// # Errors
+    /// [`SendError`]; nothing was sent then.
+    pub fn send_train(&self, data: &[u8], segment_bytes: usize) -> Result<usize, SendError> {
+        let shared = self.shared();
+        let segment_bytes = if segment_bytes == 0 { data.len() } else { segment_bytes.min(data.len()) };
+        if segment_bytes > MAX_DATAGRAM_BYTES {
+            return Err(SendError::TooLarge { got_bytes: segment_bytes });
+        }
+        let current = shared.current.load();
+        let Some(link) = current.as_deref() else {
+            return Err(shared.not_connected());
+        };
+        if data.is_empty() {
+            return Ok(0);
+        }
+        let all = data.len().div_ceil(segment_bytes);
+        let (mut accepted, outcome) = link.channel.send(data, segment_bytes, &link.connection);
+        let sent_bytes = (accepted * segment_bytes).min(data.len());
+        shared.sent(accepted, sent_bytes);
+        let refusal = match outcome {
+            Raw::Sent => None,
+            Raw::Full => {
+                shared.counters.send_buffer_full.add(1);
+                Some(SendError::BufferFull)
+            }
+            Raw::Closed => {
+                let mut rest = Bytes::copy_from_slice(data.get(sent_bytes..).unwrap_or_default());
+                loop {
+                    let datagram = rest.split_to(rest.len().min(segment_bytes));
+                    if datagram.is_empty() {
+                        break None;
+                    }
+                    match self.send_by_quic(link, datagram) {
+                        Ok(()) => accepted += 1,
+                        Err(error) => break Some(error),
+                    }
+                }
+            }
+        };
+        match refusal {
+            Some(error) => {
+                if matches!(error, SendError::BufferFull) {
+                    // The first that was refused has been counted.
+                    shared.counters.send_buffer_full.add((all - accepted).saturating_sub(1) as u64);
+                }
+                if accepted > 0 { Ok(accepted) } else { Err(error) }
+            }
+            None => Ok(accepted),
+        }
+    }
+
+    fn send_by_quic(&self, link: &Link, data: Bytes) -> Result<(), SendError> {
+        let shared = self.shared();
+        let len = data.len();
         if len > link.limit.load(Relaxed) {
             return self.send_oversize(link, data);
         }
@@ -192,7 +265,7 @@ impl Session {
         let sending = pin!(link.connection.send_datagram_wait(data));
         match Future::poll(sending, &mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => {
-                shared.sent(len);
+                shared.sent(1, len);
                 Ok(())
             }
             Poll::Pending => {
@@ -220,11 +293,19 @@ impl Session {
         }
         loop {
             let link = shared.link().await.map_err(SendError::Ended)?;
+            match link.channel.send_one(&data, &link.connection) {
+                Raw::Sent => {
+                    shared.sent(1, len);
+                    return Ok(());
+                }
+                Raw::Full if link.channel.writable().await => continue,
+                Raw::Full | Raw::Closed => {}
+            }
             if len <= link.limit.load(Relaxed) {
                 link.released().await;
                 match link.connection.send_datagram_wait(data.clone()).await {
                     Ok(()) => {
-                        shared.sent(len);
+                        shared.sent(1, len);
                         return Ok(());
                     }
                     // The path has shrunk below what the relay said last.
@@ -236,7 +317,7 @@ impl Session {
                 }
             }
             if link.oversize.send(data.clone()).await.is_ok() {
-                shared.sent(len);
+                shared.sent(1, len);
                 shared.counters.oversize_sent.add(1);
                 return Ok(());
             }
@@ -252,7 +333,7 @@ impl Session {
         }
         match link.oversize.try_send(data) {
             Ok(()) => {
-                shared.sent(len);
+                shared.sent(1, len);
                 shared.counters.oversize_sent.add(1);
                 Ok(())
             }
@@ -266,21 +347,33 @@ impl Session {
 
     /// The next datagram from the other side. Cancel safe.
     ///
-    /// At most [`Options::datagram_receive_buffer_bytes`] wait here, and at most 4096 datagrams; then the oldest is dropped and
-    /// [counted](Stats::receive_dropped). Size (at most [`MAX_DATAGRAM_BYTES`]) and content are the peer's or the relay's choice.
+    /// At most [`Options::datagram_receive_buffer_bytes`] wait here; then the oldest is dropped and [counted](Stats::receive_dropped).
+    /// Size (at most [`MAX_DATAGRAM_BYTES`]) and content are the peer's or the relay's choice. What arrived together shares
+    /// its memory, at most 64 KiB: copy what is to be kept for long.
     ///
     /// # Errors
     /// [`End`] once the session is over and what had arrived before has been received.
     pub async fn recv_datagram(&self) -> Result<Bytes, End> {
-        match self.shared().datagrams.pop().await {
-            Some(data) => Ok(data),
-            None => Err(self.shared().end()),
-        }
+        self.shared().inbox.pop().await.ok_or_else(|| self.shared().end())
+    }
+
+    /// The next datagrams from the other side, as many as arrived together. Cancel safe. As
+    /// [`recv_datagram`](Self::recv_datagram), in order with it, and cheaper where there are many.
+    ///
+    /// # Errors
+    /// [`End`] once the session is over and what had arrived before has been received.
+    pub async fn recv_train(&self) -> Result<Train, End> {
+        self.shared().inbox.pop_train().await.ok_or_else(|| self.shared().end())
     }
 
     /// A datagram that has arrived already, if there is one. Never waits.
     pub fn try_recv_datagram(&self) -> Option<Bytes> {
-        self.shared().datagrams.try_pop()
+        self.shared().inbox.try_pop()
+    }
+
+    /// Datagrams that have arrived already, if there are any. Never waits.
+    pub fn try_recv_train(&self) -> Option<Train> {
+        self.shared().inbox.try_pop_train()
     }
 
     /// Opens a stream in both directions. The other side sees it in [`accept_bi`](Self::accept_bi), in the order of opening.
@@ -442,7 +535,8 @@ impl Session {
         }
     }
 
-    /// The largest payload, in bytes, that now goes as one datagram all the way; `None` between connections.
+    /// The largest payload, in bytes, that now goes as one datagram all the way, raw or not; `None` between connections.
+    /// What goes raw alone may be larger: [`Stats::raw_max_bytes`].
     ///
     /// It changes with both sides' paths; [`Event::PathLimit`] tells when the relay's word does.
     pub fn max_datagram_bytes(&self) -> Option<usize> {
@@ -465,7 +559,7 @@ impl Session {
         let current = self.shared().current.load();
         let Some(link) = current.as_deref() else { return Ok(()) };
         let local = any_address_like(link.connection.remote_address());
-        link.endpoint.rebind(std::net::UdpSocket::bind(local)?)
+        link.local.rebind(local)
     }
 }
 
@@ -481,15 +575,17 @@ pub(super) struct Shared {
     pub(super) current: ArcSwapOption<Link>,
     /// The same, with what else can be waited for.
     pub(super) state: watch::Sender<State>,
-    pub(super) datagrams: Queue<Bytes>,
+    pub(super) inbox: Arc<Inbox>,
     pub(super) accepted_bi: Queue<(SendStream, RecvStream)>,
     pub(super) accepted_uni: Queue<RecvStream>,
-    pub(super) counters: Counters,
+    pub(super) counters: Arc<Counters>,
     pub(super) grant: ArcSwap<Grant>,
     pub(super) ticket: ArcSwap<Ticket>,
     pub(super) times: ArcSwap<ConnectTimes>,
     /// All connections that are open, so that the end can close them at once.
     pub(super) links: Mutex<Vec<Arc<Link>>>,
+    /// What was last told of the raw channel.
+    raw_told: Mutex<bool>,
     /// Gone once the session is over.
     events: Mutex<Option<broadcast::Sender<Event>>>,
 }
@@ -504,21 +600,22 @@ pub(super) struct State {
 }
 
 impl Shared {
-    pub(super) fn new(ticket: Ticket, grant: Grant, options: &Options) -> Self {
+    pub(super) fn new(ticket: Ticket, grant: Grant, options: &Options, counters: Arc<Counters>) -> Self {
         // Two connections' worth: more streams than that cannot be waiting, unless those of dead ones pile up.
         let max_accepted =
             usize::try_from(options.max_streams).unwrap_or(usize::MAX).saturating_mul(2).max(2);
         Self {
             current: ArcSwapOption::empty(),
             state: watch::Sender::new(State::default()),
-            datagrams: Queue::new(options.datagram_receive_buffer_bytes, MAX_DATAGRAMS_WAITING),
-            accepted_bi: Queue::new(usize::MAX, max_accepted),
-            accepted_uni: Queue::new(usize::MAX, max_accepted),
-            counters: Counters::default(),
+            inbox: Arc::new(Inbox::new(options.datagram_receive_buffer_bytes, counters.clone())),
+            accepted_bi: Queue::new(max_accepted),
+            accepted_uni: Queue::new(max_accepted),
+            counters,
             grant: ArcSwap::from_pointee(grant),
             ticket: ArcSwap::from_pointee(ticket),
             times: ArcSwap::default(),
             links: Mutex::default(),
+            raw_told: Mutex::new(false),
             events: Mutex::new(Some(broadcast::Sender::new(events::CAPACITY))),
         }
     }
@@ -528,6 +625,16 @@ impl Shared {
         if let Some(events) = &*self.events.lock().unwrap_or_else(PoisonError::into_inner) {
             // It fails when nobody listens.
             let _ = events.send(event);
+        }
+    }
+
+    /// Tells, if it is news, whether datagrams go raw now.
+    pub(super) fn tell_raw_channel(&self) {
+        let mut told = self.raw_told.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.current.load().as_ref().is_some_and(|link| link.channel.is_open());
+        if std::mem::replace(&mut *told, open) != open {
+            tracing::debug!(open, "raw channel");
+            self.emit(Event::RawChannel { open });
         }
     }
 
@@ -588,7 +695,7 @@ impl Shared {
         for link in self.links.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             link.close(code);
         }
-        self.datagrams.close();
+        self.inbox.close();
         self.accepted_bi.close();
         self.accepted_uni.close();
         tracing::info!(reason = %end, "session over");
@@ -628,20 +735,9 @@ impl Shared {
         }
     }
 
-    fn sent(&self, len: usize) {
-        self.counters.datagrams_sent.add(1);
-        self.counters.datagram_bytes_sent.add(len as u64);
-    }
-
-    /// Takes in a datagram from the other side.
-    pub(super) fn received(&self, data: Bytes) {
-        self.counters.datagrams_received.add(1);
-        self.counters.datagram_bytes_received.add(data.len() as u64);
-        let weight = data.len() + DATAGRAM_OVERHEAD;
-        let evicted = self.datagrams.push_evicting(data, weight);
-        if evicted > 0 {
-            self.counters.receive_dropped.add(evicted);
-        }
+    fn sent(&self, datagrams: usize, bytes: usize) {
+        self.counters.datagrams_sent.add(datagrams as u64);
+        self.counters.datagram_bytes_sent.add(bytes as u64);
     }
 
     fn stats(&self) -> Stats {
@@ -652,6 +748,8 @@ impl Shared {
             stats.rtt = Some(path.rtt);
             stats.packets_lost = path.lost_packets;
             stats.path_mtu_bytes = Some(path.current_mtu);
+            stats.raw_open = link.channel.is_open();
+            stats.raw_max_bytes = link.channel.max_bytes();
         }
         stats
     }

@@ -11,11 +11,11 @@ use super::ConnectTimes;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Datagrams accepted by [`send_datagram`](super::Session::send_datagram), those sent by stream included.
+    /// Datagrams accepted for sending, those sent raw or by stream included.
     pub datagrams_sent: u64,
     /// Their payload, in bytes.
     pub datagram_bytes_sent: u64,
-    /// Datagrams that arrived, those by stream included.
+    /// Datagrams that arrived, those raw or by stream included.
     pub datagrams_received: u64,
     /// Their payload, in bytes.
     pub datagram_bytes_received: u64,
@@ -32,6 +32,24 @@ pub struct Stats {
     pub receive_dropped: u64,
     /// Streams of the other side that were refused: an unknown first byte, none in time, or too many unaccepted.
     pub streams_refused: u64,
+    /// Of the datagrams sent, how many went raw: beside QUIC, not encrypted for the relay.
+    pub raw_sent: u64,
+    /// Of the datagrams received, how many came raw.
+    pub raw_received: u64,
+    /// Raw packets dropped because they came from another address than the relay's.
+    pub raw_dropped_source: u64,
+    /// Raw packets dropped because their tag is no channel's of this session: any more, or at all.
+    pub raw_dropped_tag: u64,
+    /// Raw packets dropped because they are none, or answer no probe.
+    pub raw_dropped_malformed: u64,
+    /// Probes of the raw channel sent.
+    pub probes_sent: u64,
+    /// Of those, how many were answered.
+    pub probes_answered: u64,
+    /// Whether the present connection's raw channel is open: its probes are answered.
+    pub raw_open: bool,
+    /// The largest payload that now goes raw, in bytes; `None` when none does.
+    pub raw_max_bytes: Option<usize>,
     /// Connections made after the first one, by reconnecting or by moving.
     pub reconnects: u64,
     /// Of those, how many were moves that the relay asked for.
@@ -59,6 +77,13 @@ pub(super) struct Counters {
     pub(super) send_buffer_full: Counter,
     pub(super) receive_dropped: Counter,
     pub(super) streams_refused: Counter,
+    pub(super) raw_sent: Counter,
+    pub(super) raw_received: Counter,
+    pub(super) raw_dropped_source: Counter,
+    pub(super) raw_dropped_tag: Counter,
+    pub(super) raw_dropped_malformed: Counter,
+    pub(super) probes_sent: Counter,
+    pub(super) probes_answered: Counter,
     pub(super) reconnects: Counter,
     pub(super) moves: Counter,
 }
@@ -77,6 +102,13 @@ impl Counters {
             send_buffer_full: self.send_buffer_full.get(),
             receive_dropped: self.receive_dropped.get(),
             streams_refused: self.streams_refused.get(),
+            raw_sent: self.raw_sent.get(),
+            raw_received: self.raw_received.get(),
+            raw_dropped_source: self.raw_dropped_source.get(),
+            raw_dropped_tag: self.raw_dropped_tag.get(),
+            raw_dropped_malformed: self.raw_dropped_malformed.get(),
+            probes_sent: self.probes_sent.get(),
+            probes_answered: self.probes_answered.get(),
             reconnects: self.reconnects.get(),
             moves: self.moves.get(),
             ..Stats::default()

@@ -20,6 +20,7 @@ use crate::{
     wire::{
         ALPN, AllocationId, CloseCode, Descriptor, DeviceId, PeerId, PublicKey, RelayId, Role, SignedToken,
         SpkiPin, TokenFields,
+        channel::{self, Cookie, Nonce, Packet, Tag},
         control::{
             Allocated, ClientMessage, Closing, HEADER_LEN, Hello, PeerState, Pong, Refused, RelayInfo,
             RelayMessage,
@@ -34,6 +35,22 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 /// Waits for something that must happen.
 pub async fn soon<T>(event: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, event).await.expect("it never happened")
+}
+
+/// Virtual time that goes on in small steps, and only when all that was under way in the kernel has been read:
+/// otherwise it runs from timer to timer while packets wait.
+pub fn steady_time() -> tokio::task::JoinSet<()> {
+    let mut clock = tokio::task::JoinSet::new();
+    clock.spawn(async {
+        loop {
+            // Each looks at the sockets; a round trip through a way is four packets.
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+    });
+    clock
 }
 
 /// Two keys, a relay's id, and tokens of theirs for one allocation.
@@ -114,7 +131,11 @@ impl Fake {
         transport.max_idle_timeout(Some(VarInt::from_u32(300_000).into()));
         change(&mut transport);
         config.transport_config(Arc::new(transport));
-        let endpoint = Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut ours = quinn::EndpointConfig::default();
+        ours.grease_quic_bit(false);
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let endpoint = Endpoint::new(ours, Some(config), socket, runtime).unwrap();
         Self {
             addr: endpoint.local_addr().unwrap(),
             endpoint,
@@ -415,6 +436,129 @@ impl SlowWay {
             }
         });
         Self { addr, _forward: forward }
+    }
+}
+
+/// A way to a relay that keeps what is not QUIC to itself: the relay's side of the raw channel, played by the test.
+pub struct RawWay {
+    pub addr: SocketAddr,
+    front: Arc<tokio::net::UdpSocket>,
+    state: quinn_udp::UdpSocketState,
+    arrived: mpsc::UnboundedReceiver<(Vec<u8>, SocketAddr)>,
+    /// Whether probes are answered without the test; the n-th of these answers has a cookie of all n.
+    pub answers: Arc<AtomicBool>,
+    /// Where the client was heard from last.
+    pub client: Arc<Mutex<Option<SocketAddr>>>,
+    _forward: tokio::task::JoinSet<()>,
+}
+
+impl RawWay {
+    pub async fn to(fake: &Fake) -> Self {
+        let front = Arc::new(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let back = Arc::new(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        back.connect(fake.addr).await.unwrap();
+        let addr = front.local_addr().unwrap();
+        // Made before the state, which asks for trains: the test wants packets.
+        let state =
+            quinn_udp::UdpSocketState::new((&std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).into());
+        let client = Arc::new(Mutex::new(None));
+        let answers = Arc::new(AtomicBool::new(false));
+        let (note, arrived) = mpsc::unbounded_channel();
+        let mut forward = tokio::task::JoinSet::new();
+        let (from_front, to_back, heard, answering) =
+            (front.clone(), back.clone(), client.clone(), answers.clone());
+        forward.spawn(async move {
+            let mut buffer = vec![0; 65536];
+            let mut answered = 0u8;
+            while let Ok((len, from)) = from_front.recv_from(&mut buffer).await {
+                *heard.lock().unwrap() = Some(from);
+                let packet = &buffer[..len];
+                if packet.first().is_some_and(|first| !channel::is_not_quic(*first)) {
+                    let _ = to_back.send(packet).await;
+                    continue;
+                }
+                if let Some(Packet::Probe { tag, nonce, .. }) = Packet::parse(packet)
+                    && answering.load(Relaxed)
+                {
+                    answered = answered.wrapping_add(1);
+                    let answer = channel::answer(tag, nonce, [answered; 8]);
+                    from_front.send_to(&answer, from).await.unwrap();
+                }
+                if note.send((packet.to_vec(), from)).is_err() {
+                    return;
+                }
+            }
+        });
+        let (to_front, heard) = (front.clone(), client.clone());
+        forward.spawn(async move {
+            let mut buffer = vec![0; 65536];
+            while let Ok(len) = back.recv(&mut buffer).await {
+                let to = *heard.lock().unwrap();
+                if let Some(to) = to {
+                    let _ = to_front.send_to(&buffer[..len], to).await;
+                }
+            }
+        });
+        Self { addr, front, state: state.unwrap(), arrived, answers, client, _forward: forward }
+    }
+
+    /// The relay at the end of it, as a client sees it.
+    pub fn relay(&self, fake: &Fake) -> Relay {
+        Relay::new(Descriptor { port: self.addr.port(), ..fake.descriptor() })
+    }
+
+    /// The next packet that is not QUIC.
+    pub async fn packet(&mut self) -> Vec<u8> {
+        soon(self.arrived.recv()).await.unwrap().0
+    }
+
+    /// The next probe. Data before it is passed over.
+    pub async fn probe(&mut self) -> (Tag, Nonce, Cookie) {
+        loop {
+            if let Some(Packet::Probe { tag, nonce, cookie }) = Packet::parse(&self.packet().await) {
+                return (tag, nonce, cookie);
+            }
+        }
+    }
+
+    /// The payload and the tag of the next data packet. Probes before it are passed over.
+    pub async fn data(&mut self) -> (Tag, Vec<u8>) {
+        loop {
+            if let Some(Packet::Data { tag, payload }) = Packet::parse(&self.packet().await) {
+                return (tag, payload.to_vec());
+            }
+        }
+    }
+
+    /// Whether nothing that is not QUIC has arrived that was not looked at.
+    pub fn is_quiet(&mut self) -> bool {
+        self.arrived.try_recv().is_err()
+    }
+
+    /// Sends to the client, from where the relay is.
+    pub async fn send(&self, packet: &[u8]) {
+        let to = self.client.lock().unwrap().unwrap();
+        self.front.send_to(packet, to).await.unwrap();
+    }
+
+    /// The same, many at once.
+    pub fn send_train(&self, packets: &[u8], segment_bytes: usize) {
+        let to = self.client.lock().unwrap().unwrap();
+        let transmit = quinn_udp::Transmit {
+            destination: to,
+            ecn: None,
+            contents: packets,
+            segment_size: Some(segment_bytes),
+            src_ip: None,
+        };
+        self.state.try_send((&*self.front).into(), &transmit).unwrap();
+    }
+
+    /// Sends to the client, from elsewhere.
+    pub async fn spoof(&self, packet: &[u8]) {
+        let to = self.client.lock().unwrap().unwrap();
+        let elsewhere = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        elsewhere.send_to(packet, to).await.unwrap();
     }
 }
 

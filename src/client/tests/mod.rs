@@ -4,5 +4,6 @@ mod ends;
 mod fake;
 mod joining;
 mod moving;
+mod raw;
 mod refreshing;
 mod traffic;
