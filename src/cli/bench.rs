@@ -27,7 +27,7 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    client::{End, MAX_DATAGRAM_BYTES, Options, RecvStream, Relay, SendError, SendStream, Session},
+    client::{End, MAX_DATAGRAM_BYTES, Options, RecvStream, Relay, SendError, SendStream, Session, Train},
     clock::Clock,
     wire::{CloseCode, Role},
 };
@@ -48,6 +48,11 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const QUIET: Duration = Duration::from_millis(300);
 /// The same, at most, however many still arrive.
 const DRAIN: Duration = Duration::from_secs(3);
+/// How long the raw channels of all pairs may take to open, and how often to try whether they have.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+const OPEN_RETRY: Duration = Duration::from_millis(50);
+/// What is sent to one pair at once, at most, in bytes: about what the kernel takes.
+const TRAIN_BYTES: usize = 60_000;
 /// For all goodbyes together.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many round trips to sample, about.
@@ -59,10 +64,11 @@ const STREAM_QUEUE_BYTES: usize = 256 * 1024;
 /// Datagrams that wait in a client, in bytes: a burst at the highest rate.
 const DATAGRAM_BUFFER_BYTES: usize = 1024 * 1024;
 
-/// The first byte of everything that is sent: no answer wanted; send it back; sent back.
+/// The first byte of everything that is sent: no answer wanted; send it back; sent back; not to be counted.
 const PLAIN: u8 = 0;
 const SAMPLE: u8 = 1;
 const ECHO: u8 = 2;
+const TRIAL: u8 = 3;
 /// The kind, and when it was sent.
 const STAMPED_BYTES: usize = 9;
 
@@ -108,7 +114,7 @@ enum Mode {
     Datagram,
     /// Records over a stream in each direction of each pair
     Stream,
-    /// Packets beside the QUIC connections
+    /// The same as packets beside the QUIC connections; what is due to a pair at once goes as a train
     Raw,
 }
 
@@ -129,11 +135,15 @@ Round trips are sampled: at most one in ten is sent back by the other side.
   relay_cpu_ms_per_setup      CPU of the relay for one pair (two handshakes, two proofs),
                               from before the first connect until all pairs are ready
   relay_rss_kib_per_pair      growth of the relay's memory since before the first connect
+  raw_share                   with --mode raw: of the datagrams that clients sent and received,
+                              the share that went beside QUIC
   closed                      allocations that the relay ended, by code
+
+--mode raw waits until datagrams go and come raw on all pairs; a few for trial are not counted.
 
 Each pair makes its own keys: this is for relays where devices certify themselves.
 SIGINT ends the run early and reports. Exit 0: measured, whatever was lost or closed;
-1: a client was refused; 69: no answer, or --mode raw, which no relay has yet.
+1: a client was refused; 69: no answer, or --mode raw and the relay or the path has no raw channel.
 
 {RELAY_HELP}
 
@@ -158,14 +168,12 @@ struct Report {
     relay_cpu_us_per_delivered: Option<f64>,
     relay_rss_kib_per_pair: Option<f64>,
     relay_cpu_ms_per_setup: Option<f64>,
+    raw_share: Option<f64>,
     closed: BTreeMap<&'static str, u64>,
 }
 
 impl Bench {
     pub(super) async fn run(self) -> Result<Exit, Failure> {
-        if self.mode == Mode::Raw {
-            return Err(Failure::new(Exit::Unavailable, "--mode raw: the relay has no raw channel"));
-        }
         let process = match self.relay_pid {
             Some(pid) => Some(Process::find(pid.get()).ok_or_else(|| {
                 Failure::new(Exit::Usage, format!("--relay-pid {pid}: there is no such process"))
@@ -258,6 +266,12 @@ impl Bench {
                 ));
             }
         }
+        if self.mode == Mode::Raw
+            && let Err(failure) = open_channels(&pairs, size).await
+        {
+            release(pairs, signals).await;
+            return Err(failure);
+        }
         let mut tasks = JoinSet::new();
         let load = match self.start(pairs, &mut tasks).await {
             Ok(load) => load,
@@ -275,7 +289,7 @@ impl Bench {
                 if self.rate == 0 {
                     sleep(wanted).await;
                 } else {
-                    pace(&load, self.mode, self.rate, wanted, &progress).await;
+                    pace(&load, self.rate, wanted, &progress).await;
                 }
             } => {}
             _ = signals.next() => out::say("interrupted: reporting what was measured so far"),
@@ -313,7 +327,7 @@ impl Bench {
                 }
             }
         }
-        let load = Arc::new(Load::new(pairs, outlets, size));
+        let load = Arc::new(Load::new(pairs, outlets, size, self.mode));
         for lane in 0..load.lanes.len() {
             match self.mode {
                 Mode::Stream => {}
@@ -361,6 +375,7 @@ impl Bench {
                 .map(|secs| rounded(secs * 1e6 / delivered as f64, 3)),
             relay_rss_kib_per_pair: growth_kib().map(|kib| rounded(kib / pairs, 2)),
             relay_cpu_ms_per_setup: cpu(before, ready).map(|secs| rounded(secs * 1e3 / pairs, 4)),
+            raw_share: (self.mode == Mode::Raw).then(|| load.raw_share()).flatten(),
             closed,
         }
     }
@@ -391,6 +406,7 @@ impl Bench {
                 ),
             ),
             ("relay memory", format!("{} KiB each pair", or_dash(report.relay_rss_kib_per_pair))),
+            ("raw", report.raw_share.map_or("-".into(), |share| format!("{:.2} %", share * 100.0))),
             ("closed", if closed.is_empty() { "none".into() } else { closed.join(", ") }),
         ] {
             out::data(format_args!("{name:<14} {value}"))?;
@@ -446,6 +462,48 @@ async fn connect_one(relay: Relay, ask: Ask) -> Result<Pair, Failure> {
     Pair::connect(&relay, keys.ticket(&token, Role::Device)?, keys.ticket(&token, Role::Peer)?).await
 }
 
+/// Waits until datagrams of this size go and come raw on all pairs: sends some for trial until each side has had one.
+async fn open_channels(pairs: &[Pair], size: usize) -> Result<(), Failure> {
+    let unavailable = |text: String| Failure::new(Exit::Unavailable, format!("--mode raw: {text}"));
+    if pairs.iter().any(|pair| !pair.device.grant().raw_channel || !pair.peer.grant().raw_channel) {
+        return Err(unavailable("the relay offers no raw channel".into()));
+    }
+    let trial = Bytes::from(vec![TRIAL; size]);
+    let mut missing: Vec<_> =
+        pairs.iter().flat_map(|pair| [(&pair.device, &pair.peer), (&pair.peer, &pair.device)]).collect();
+    let all = missing.len();
+    let started = Instant::now();
+    while !missing.is_empty() {
+        if started.elapsed() >= OPEN_TIMEOUT {
+            let fits = |(from, _): &&(&Session, &Session)| {
+                from.stats().raw_max_bytes.is_some_and(|most| most >= size)
+            };
+            let fitting = missing.iter().filter(fits).count();
+            return Err(unavailable(format!(
+                "no raw datagram of {size} bytes has come through within {} s in {} of {all} directions, and in {} of \
+                 those they are larger than the path carries, or the relay does not answer",
+                OPEN_TIMEOUT.as_secs(),
+                missing.len(),
+                missing.len() - fitting,
+            )));
+        }
+        for (from, _) in &missing {
+            if from.stats().raw_max_bytes.is_some_and(|most| most >= size) {
+                // What has no room or no connection is tried again.
+                let _ = from.send_datagram(trial.clone());
+            }
+        }
+        sleep(OPEN_RETRY).await;
+        missing.retain(|(_, to)| to.stats().raw_received == 0);
+        for (_, to) in &missing {
+            if let Some(end) = to.end() {
+                return Err(Failure::new(Exit::Refused, format!("--mode raw: a pair has ended: {end}")));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Says goodbye for all pairs at once, and waits until the relay has heard it.
 async fn release(pairs: Vec<Pair>, signals: &mut Signals) {
     let mut releasing: JoinSet<()> = pairs.into_iter().map(Pair::release).collect();
@@ -487,6 +545,24 @@ impl Lane {
     }
 }
 
+/// How many datagrams clients have sent and received, and how many of them raw.
+#[derive(Debug, Clone, Copy)]
+struct Crossed {
+    raw: u64,
+    all: u64,
+}
+
+impl Crossed {
+    fn of(lanes: &[Lane]) -> Self {
+        let mut crossed = Self { raw: 0, all: 0 };
+        for stats in lanes.iter().flat_map(|lane| [lane.pair.device.stats(), lane.pair.peer.stats()]) {
+            crossed.raw += stats.raw_sent + stats.raw_received;
+            crossed.all += stats.datagrams_sent + stats.datagrams_received;
+        }
+        crossed
+    }
+}
+
 /// All pairs, and what has been counted.
 struct Load {
     lanes: Vec<Lane>,
@@ -494,6 +570,11 @@ struct Load {
     size: usize,
     /// What is sent unless it is a sample: always the same.
     plain: Bytes,
+    /// As many of the same end to end as go at once.
+    plain_train: Bytes,
+    mode: Mode,
+    /// What the sessions had sent and received before.
+    crossed_before: Crossed,
     sent: AtomicU64,
     delivered: AtomicU64,
     delivered_bytes: AtomicU64,
@@ -511,17 +592,20 @@ enum Offered {
 }
 
 impl Load {
-    fn new(pairs: Vec<Pair>, outlets: Vec<[mpsc::Sender<Bytes>; 2]>, size: usize) -> Self {
+    fn new(pairs: Vec<Pair>, outlets: Vec<[mpsc::Sender<Bytes>; 2]>, size: usize, mode: Mode) -> Self {
         let mut outlets = outlets.into_iter();
-        let lanes = pairs
+        let lanes: Vec<_> = pairs
             .into_iter()
             .map(|pair| Lane { pair, outlets: outlets.next(), ended: OnceLock::new() })
             .collect();
         Self {
+            crossed_before: Crossed::of(&lanes),
             lanes,
             clock: Clock::start(),
             size,
             plain: vec![PLAIN; size].into(),
+            plain_train: vec![PLAIN; (TRAIN_BYTES / size.max(1)).max(1) * size].into(),
+            mode,
             sent: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             delivered_bytes: AtomicU64::new(0),
@@ -539,6 +623,13 @@ impl Load {
                 .map(|lane| Pair { device: lane.pair.device.clone(), peer: lane.pair.peer.clone() })
                 .collect(),
         }
+    }
+
+    /// Of the datagrams that clients sent and received, the share that went raw.
+    fn raw_share(&self) -> Option<f64> {
+        let Crossed { raw, all } = Crossed::of(&self.lanes);
+        let (raw, all) = (raw - self.crossed_before.raw, all - self.crossed_before.all);
+        (all > 0).then(|| rounded(raw as f64 / all as f64, 6))
     }
 
     fn payload(&self, kind: u8, stamp_nanos: u64) -> Bytes {
@@ -559,9 +650,18 @@ impl Load {
                 Err(mpsc::error::TrySendError::Closed(_)) => Offered::Gone,
             };
         }
-        match lane.session(from).send_datagram(payload) {
-            Ok(()) => {
-                self.sent.fetch_add(1, Relaxed);
+        self.noted(lane, lane.session(from).send_datagram(payload).map(|()| 1))
+    }
+
+    /// Sends datagrams end to end to one side of a pair.
+    fn offer_train(&self, lane: &Lane, from: Role, data: &[u8]) -> Offered {
+        self.noted(lane, lane.session(from).send_train(data, self.size))
+    }
+
+    fn noted(&self, lane: &Lane, outcome: Result<usize, SendError>) -> Offered {
+        match outcome {
+            Ok(count) => {
+                self.sent.fetch_add(count as u64, Relaxed);
                 Offered::Sent
             }
             Err(SendError::Ended(end)) => {
@@ -573,10 +673,26 @@ impl Load {
         }
     }
 
-    /// Counts an arrival, sends a sample back, takes the time of one that came back.
-    fn arrived(&self, lane: &Lane, at: Role, payload: &[u8]) {
-        self.delivered.fetch_add(1, Relaxed);
-        self.delivered_bytes.fetch_add(payload.len() as u64, Relaxed);
+    /// Counts arrivals, all of one size but for the last, and looks at those that are not plain.
+    fn arrived(&self, lane: &Lane, at: Role, payloads: &[u8], segment_bytes: usize) {
+        let (mut count, mut bytes) = (0, payloads.len());
+        for payload in payloads.chunks(segment_bytes.max(1)) {
+            count += 1;
+            match payload.first() {
+                Some(&PLAIN) => {}
+                Some(&TRIAL) => {
+                    count -= 1;
+                    bytes -= payload.len();
+                }
+                _ => self.answer(lane, at, payload),
+            }
+        }
+        self.delivered.fetch_add(count, Relaxed);
+        self.delivered_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Sends a sample back, takes the time of one that came back.
+    fn answer(&self, lane: &Lane, at: Role, payload: &[u8]) {
         let Some((kind, stamp_nanos)) = stamp_of(payload) else { return };
         match (kind, at) {
             (SAMPLE, Role::Peer) => {
@@ -678,8 +794,9 @@ fn gcd(a: u64, b: u64) -> u64 {
 }
 
 /// Sends at an even rate until the time is over, or no pair is left.
-async fn pace(load: &Load, mode: Mode, rate: u64, duration: Duration, progress: &ProgressBar) {
-    let directions = if mode == Mode::Stream { 2 } else { 1 };
+async fn pace(load: &Load, rate: u64, duration: Duration, progress: &ProgressBar) {
+    let directions = if load.mode == Mode::Stream { 2 } else { 1 };
+    let mut trains = Trains::default();
     let pairs = load.lanes.len() as u64;
     let mut schedule = Schedule::new(rate, duration, pairs, directions, load.size >= STAMPED_BYTES);
     let mut tick = interval(TICK);
@@ -700,6 +817,10 @@ async fn pace(load: &Load, mode: Mode, rate: u64, duration: Duration, progress: 
                 continue;
             };
             let from = if turn.direction == 0 { Role::Device } else { Role::Peer };
+            if load.mode == Mode::Raw {
+                trains.add(turn.pair, turn.sample);
+                continue;
+            }
             let payload =
                 if turn.sample { load.payload(SAMPLE, load.clock.nanos()) } else { load.plain.clone() };
             match load.offer(lane, from, payload) {
@@ -711,6 +832,7 @@ async fn pace(load: &Load, mode: Mode, rate: u64, duration: Duration, progress: 
                 }
             }
         }
+        any_gone |= trains.send(load);
         if elapsed >= duration {
             return;
         }
@@ -720,6 +842,58 @@ async fn pace(load: &Load, mode: Mode, rate: u64, duration: Duration, progress: 
             }
             next_look = elapsed + LOOK_INTERVAL;
         }
+    }
+}
+
+/// What is due at once, by pair: how many datagrams, and which of them are samples.
+#[derive(Default)]
+struct Trains {
+    by_pair: BTreeMap<u64, (usize, Vec<usize>)>,
+    data: Vec<u8>,
+}
+
+impl Trains {
+    fn add(&mut self, pair: u64, sample: bool) {
+        let (count, samples) = self.by_pair.entry(pair).or_default();
+        if sample {
+            samples.push(*count);
+        }
+        *count += 1;
+    }
+
+    /// Sends all of it. What has no room is not sent. Whether a pair is gone.
+    fn send(&mut self, load: &Load) -> bool {
+        let mut any_gone = false;
+        while let Some((pair, (count, samples))) = self.by_pair.pop_first() {
+            let Some(lane) = usize::try_from(pair).ok().and_then(|pair| load.lanes.get(pair)) else {
+                continue;
+            };
+            let at_once = (load.plain_train.len() / load.size.max(1)).max(1);
+            let mut samples = samples.into_iter().peekable();
+            for first in (0..count).step_by(at_once) {
+                let past = count.min(first + at_once);
+                let plain = load.plain_train.get(..(past - first) * load.size).unwrap_or_default();
+                let offered = if samples.peek().is_some_and(|sample| *sample < past) {
+                    self.data.clear();
+                    self.data.extend_from_slice(plain);
+                    while let Some(sample) = samples.next_if(|sample| *sample < past) {
+                        let at = (sample - first) * load.size;
+                        let stamp = stamped_with(SAMPLE, load.clock.nanos());
+                        if let Some(payload) = self.data.get_mut(at..at + STAMPED_BYTES) {
+                            payload.copy_from_slice(&stamp);
+                        }
+                    }
+                    load.offer_train(lane, Role::Device, &self.data)
+                } else {
+                    load.offer_train(lane, Role::Device, plain)
+                };
+                any_gone |= offered == Offered::Gone;
+                if offered != Offered::Sent {
+                    break;
+                }
+            }
+        }
+        any_gone
     }
 }
 
@@ -741,8 +915,8 @@ async fn receive_datagrams(load: Arc<Load>, lane: usize, role: Role) {
     let Some(lane) = load.lanes.get(lane) else { return };
     let session = lane.session(role);
     loop {
-        match session.recv_datagram().await {
-            Ok(datagram) => load.arrived(lane, role, &datagram),
+        match session.recv_train().await {
+            Ok(Train { data, segment_bytes, .. }) => load.arrived(lane, role, &data, segment_bytes),
             Err(end) => return lane.note(&end),
         }
     }
@@ -788,7 +962,7 @@ async fn read_records(load: Arc<Load>, lane: usize, role: Role, mut recv: RecvSt
     let Some(lane) = load.lanes.get(lane) else { return };
     let mut record = vec![0; load.size];
     while recv.read_exact(&mut record).await.is_ok() {
-        load.arrived(lane, role, &record);
+        load.arrived(lane, role, &record, load.size);
     }
 }
 

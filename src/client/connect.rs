@@ -257,8 +257,6 @@ pub(super) struct Joined {
     pub(super) grant: Grant,
     pub(super) peer_present: bool,
     pub(super) max_datagram_bytes: usize,
-    /// Both sides have listed the raw channel.
-    pub(super) raw_offered: bool,
     pub(super) times: ConnectTimes,
 }
 
@@ -335,11 +333,9 @@ pub(super) async fn attempt(
     let times =
         ConnectTimes { resolve: resolved - started, handshake: shaken - resolved, join: shaken.elapsed() };
     Ok(Joined {
-        grant: Grant::new(&allocated, ticket.token.allocation_id),
+        grant: Grant::new(&allocated, ticket.token.allocation_id, options.raw_channel),
         peer_present: allocated.peer_present,
         max_datagram_bytes: datagram_limit(allocated.max_datagram_bytes),
-        raw_offered: options.raw_channel
-            && allocated.features().any(|feature| feature == Feature::RawChannel),
         connection,
         local,
         target: target.clone(),

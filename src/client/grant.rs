@@ -7,7 +7,7 @@ use std::{
 
 use crate::wire::{
     AllocationId,
-    control::{Allocated, Refreshed},
+    control::{Allocated, Feature, Refreshed},
 };
 
 /// The allocation as the relay described it last. All on the relay's word.
@@ -34,10 +34,12 @@ pub struct Grant {
     pub idle_timeout: Option<Duration>,
     /// How often the relay wants a sign of life; `None` when it did not say.
     pub keep_alive: Option<Duration>,
+    /// Whether datagrams may go raw: this side asked for it and the relay offers it.
+    pub raw_channel: bool,
 }
 
 impl Grant {
-    pub(super) fn new(allocated: &Allocated, allocation_id: AllocationId) -> Self {
+    pub(super) fn new(allocated: &Allocated, allocation_id: AllocationId, raw_channel_asked: bool) -> Self {
         let relay_port = u16::try_from(allocated.relay_port).ok().filter(|port| *port != 0);
         let relay_ip = allocated.relay_addr.parse::<IpAddr>().ok();
         Self {
@@ -51,6 +53,8 @@ impl Grant {
             observed_addr: allocated.observed_addr.parse().ok(),
             idle_timeout: millis(allocated.idle_timeout_ms),
             keep_alive: millis(allocated.keepalive_ms),
+            raw_channel: raw_channel_asked
+                && allocated.features().any(|feature| feature == Feature::RawChannel),
         }
     }
 

@@ -126,7 +126,7 @@ impl Link {
         let (oversize, oversize_queue) = mpsc::channel(OVERSIZE_WAITING);
         let channel = Channel::new(
             joined.connection.remote_address(),
-            joined.raw_offered,
+            joined.grant.raw_channel,
             joined.local.port.clone(),
             shared.inbox.clone(),
             shared.counters.clone(),

@@ -23,6 +23,7 @@ fn bench(relay: &Relay, args: &[&str]) -> Value {
             "delivered_bytes",
             "loss",
             "pps",
+            "raw_share",
             "relay_cpu_ms_per_setup",
             "relay_cpu_us_per_delivered",
             "relay_rss_kib_per_pair",
@@ -47,10 +48,17 @@ fn metric(relay: &Relay, name: &str) -> u64 {
 }
 
 #[test]
-fn both_modes_measure_and_leave_nothing() {
+fn every_mode_measures_and_leaves_nothing() {
     let relay = Relay::dev();
     let pid = relay.process.child.id().to_string();
-    for mode in ["datagram", "stream"] {
+    let forwarded = |mode: &str| {
+        let name = match mode {
+            "raw" => "zrc_relay_forwarded_raw_datagrams_total{from=\"device\"}".into(),
+            other => format!("zrc_relay_forwarded_bytes_total{{from=\"device\",kind=\"{other}\"}}"),
+        };
+        metric(&relay, &name)
+    };
+    for mode in ["datagram", "stream", "raw"] {
         let args = [
             "--pairs",
             "4",
@@ -82,11 +90,19 @@ fn both_modes_measure_and_leave_nothing() {
         assert!(number(&report, "relay_cpu_ms_per_setup") > 0.0);
         number(&report, "relay_rss_kib_per_pair");
         assert_eq!(report["closed"], serde_json::json!({}));
+        if mode == "raw" {
+            assert!(number(&report, "raw_share") > 0.9, "{report}");
+        } else {
+            assert_eq!(report["raw_share"], Value::Null);
+        }
+        // Each as what it says that it measures.
+        assert!(forwarded(mode) > 0, "{mode}");
+        if mode != "raw" {
+            assert_eq!(forwarded("raw"), 0, "{mode}");
+        }
     }
     assert_eq!(metric(&relay, "zrc_relay_allocations"), 0);
-    assert_eq!(metric(&relay, "zrc_relay_allocations_ended_total{code=\"RELEASED\"}"), 8);
-    let bytes = metric(&relay, "zrc_relay_forwarded_bytes_total{from=\"device\",kind=\"stream\"}");
-    assert!(bytes > 0);
+    assert_eq!(metric(&relay, "zrc_relay_allocations_ended_total{code=\"RELEASED\"}"), 12);
 }
 
 #[test]
@@ -117,7 +133,7 @@ fn holding_measures_what_can_be_measured() {
 #[test]
 fn a_quota_ends_its_pairs_and_is_counted() {
     let relay = Relay::dev();
-    for mode in ["datagram", "stream"] {
+    for mode in ["datagram", "stream", "raw"] {
         let quota = 100_000;
         let report = bench(
             &relay,
@@ -152,8 +168,8 @@ fn what_cannot_be_measured_is_refused() {
     let relay = Relay::dev();
     let descriptor = relay.descriptor();
     for (args, exit, word) in [
-        (&["--mode", "raw"][..], 69, "raw channel"),
-        (&["--relay-pid", "4294967295"], 2, "no such process"),
+        (&["--relay-pid", "4294967295"][..], 2, "no such process"),
+        (&["--mode", "raw", "--size", "1500", "--pairs", "2"], 69, "1500 bytes has come through"),
         (&["--relay-pid", "0"], 2, "relay-pid"),
         (&["--pairs", "0"], 2, "pairs"),
         (&["--size", "0"], 2, "size"),
@@ -165,6 +181,36 @@ fn what_cannot_be_measured_is_refused() {
         assert_eq!((ran.exit, ran.stdout.as_str()), (exit, ""), "{args:?}: {ran:?}");
         assert!(ran.stderr.contains(word), "{word}: {ran:?}");
     }
+}
+
+#[test]
+fn a_relay_without_a_raw_channel_is_said_to_have_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.toml");
+    fs::write(
+        &path,
+        "state_dir = \"state\"\n[relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\nself_certified = true\n\
+         raw_channel = false\n[ops]\nlisten_port = 0\n",
+    )
+    .unwrap();
+    let relay = Relay::start(&["serve", "--config", path.to_str().unwrap()], folder);
+    let ran = run(&["bench", "--json", "--relay", &relay.descriptor(), "--mode", "raw"]);
+    assert_eq!((ran.exit, ran.stdout.as_str()), (69, ""), "{ran:?}");
+    assert!(ran.stderr.contains("the relay offers no raw channel"), "{ran:?}");
+    assert_eq!(metric(&relay, "zrc_relay_allocations"), 0);
+}
+
+/// What is due to one pair at once goes as a train, and none of it is lost or counted twice.
+#[test]
+fn a_dense_raw_flow_goes_in_trains() {
+    let relay = Relay::dev();
+    let args = ["--pairs", "1", "--size", "600", "--rate", "20000", "--secs", "2", "--mode", "raw"];
+    let report = bench(&relay, &args);
+    let (sent, delivered) = (number(&report, "sent"), number(&report, "delivered"));
+    assert!((15_000.0..=40_001.0).contains(&sent), "{report}");
+    assert!(delivered <= sent && delivered >= 0.8 * sent, "{report}");
+    assert_eq!(number(&report, "delivered_bytes"), 600.0 * delivered);
+    assert!(number(&report, "raw_share") > 0.9 && number(&report, "rtt_p50_us") > 0.0, "{report}");
 }
 
 /// The tokens ask for the most that a token can: the tier caps it.
