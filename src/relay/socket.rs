@@ -41,8 +41,8 @@ use crate::{
     wire::channel::{self, HEADER_LEN, Packet, Tag},
 };
 
-/// Batches without anything for QUIC that are received in one go, before others have their turn.
-const MAX_BATCHES: usize = 8;
+/// Packets of raw channels that are moved in one go, before others have their turn: some milliseconds' worth.
+const MAX_PACKETS: usize = 1024;
 /// Packets that may wait for another shard. They are rare: a socket of several connections, in one train.
 const MAX_STRAYS: usize = 256;
 /// Larger packets than any that this protocol has need not be kept for another shard.
@@ -426,7 +426,9 @@ impl AsyncUdpSocket for ShardSocket {
             }
             mailbox.register(cx.waker());
         }
-        for _ in 0..MAX_BATCHES {
+        let mut packets = 0;
+        while packets < MAX_PACKETS {
+            packets += 1;
             ready!(self.io.poll_recv_ready(cx))?;
             let received =
                 self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), bufs, meta));
@@ -435,6 +437,7 @@ impl AsyncUdpSocket for ShardSocket {
             let (Some(bufs), Some(meta)) = (bufs.get_mut(..received), meta.get_mut(..received)) else {
                 continue;
             };
+            packets += meta.iter().map(|meta| meta.len / meta.stride.max(1)).sum::<usize>();
             #[cfg(test)]
             if bufs.first().is_some_and(|buf| buf.starts_with(FAILING_PACKET)) {
                 return Poll::Ready(Err(io::ErrorKind::Other.into()));
