@@ -10,7 +10,7 @@ shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly CARGO_DENY_VERSION=0.20.2
-readonly STEPS=(fmt shell page deny clippy doc test client cross interop)
+readonly STEPS=(fmt shell page deny clippy doc test client cross interop peers)
 readonly TARGET=${CARGO_TARGET_DIR:-$PWD/target}
 readonly VENV=$TARGET/venv
 export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
@@ -27,6 +27,7 @@ about() {
     client) echo "the client library builds alone and pulls in no server" ;;
     cross) echo "the client library is checked for macOS and Windows" ;;
     interop) echo "an independent client in Python drives the relay" ;;
+    peers) echo "the comparison with other relays still works (no figures)" ;;
     *) return 1 ;;
     esac
 }
@@ -44,12 +45,13 @@ advice() {
     client) echo "what only the server needs belongs behind feature \"server\" in Cargo.toml and #[cfg] in src/" ;;
     cross) echo "tests/cross.sh says which target; code for one system belongs behind #[cfg(target_os)]" ;;
     interop) echo "'$VENV/bin/python -m pytest tests/interop -k NAME -x' runs one test; see tests/interop/README.md" ;;
+    peers) echo "'benches/peers.sh --smoke --rows ROW --relays RELAY' runs one combination" ;;
     esac
 }
 
 step_fmt() { cargo fmt --check; }
 
-step_shell() { shellcheck .ci/run tests/*.sh; }
+step_shell() { shellcheck .ci/run tests/*.sh benches/*.sh; }
 
 step_page() { limited 2m node --test tests/browser/*.test.mjs; }
 
@@ -97,6 +99,8 @@ step_interop() {
     cargo build --locked --bin zrc-relay
     ZRC_RELAY_BIN="$TARGET/debug/zrc-relay" limited 15m "$VENV/bin/python" -m pytest tests/interop
 }
+
+step_peers() { limited 25m bash benches/peers.sh --smoke; }
 
 # The Python packages, at the versions of tests/interop/requirements.txt, installed again when that changes.
 python_packages() {

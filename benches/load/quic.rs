@@ -1,0 +1,109 @@
+//! Pairs of sessions of zrc-relay's own client library.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use tokio::time::{sleep, timeout};
+use zrc_relay::{
+    client::{Options, RecvStream, Relay, SendStream, Session, SigningKey, Ticket},
+    clock::Clock,
+    wire::{AllocationId, DeviceId, PeerId, Role, SignedToken, TokenFields},
+};
+
+use super::{
+    lanes::{Client, Lane, Load},
+    records::End,
+};
+
+/// For one client; a relay that is busy with all the others is asked again within it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than any run.
+const TOKEN_TTL_SECS: u64 = 3600;
+/// Until path MTU discovery has found what the path carries.
+const MTU_TIMEOUT: Duration = Duration::from_secs(3);
+/// Datagrams that wait in a client, in bytes: a burst at the highest rate.
+const DATAGRAM_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// The relay that wrote this `relay.json`.
+pub fn relay(descriptor: &Path) -> anyhow::Result<Relay> {
+    let text = std::fs::read(descriptor).with_context(|| format!("cannot read {}", descriptor.display()))?;
+    Ok(Relay::from_json(text)?.with_options(Options {
+        connect_timeout: CONNECT_TIMEOUT,
+        reconnect: false,
+        datagram_send_buffer_bytes: DATAGRAM_BUFFER_BYTES,
+        datagram_receive_buffer_bytes: 4 * DATAGRAM_BUFFER_BYTES,
+        ..Options::default()
+    }))
+}
+
+/// Both sides of a new allocation, each with keys that nobody has had before.
+pub async fn pair(relay: &Relay) -> anyhow::Result<[Session; 2]> {
+    let (device_key, peer_key) = (random_key()?, random_key()?);
+    let token = TokenFields {
+        relay_id: relay.descriptor().relay_id,
+        allocation_id: AllocationId::random().context("no randomness")?,
+        device_id: DeviceId(*device_key.verifying_key().as_bytes()),
+        peer_id: PeerId(*peer_key.verifying_key().as_bytes()),
+        expires_at_unix: Clock::start().unix_secs() + TOKEN_TTL_SECS,
+        bandwidth_bytes_per_sec: u32::MAX,
+        quota_bytes: u64::MAX,
+    }
+    .sign(&device_key);
+    let device = relay.connect(ticket(&token, Role::Device, device_key)?).await?;
+    let peer = relay.connect(ticket(&token, Role::Peer, peer_key)?).await?;
+    for session in [&device, &peer] {
+        session.peer_arrived().await?;
+    }
+    Ok([device, peer])
+}
+
+fn ticket(token: &SignedToken, role: Role, key: SigningKey) -> anyhow::Result<Ticket> {
+    Ok(Ticket::new(token.clone(), role, key)?)
+}
+
+fn random_key() -> anyhow::Result<SigningKey> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).context("no randomness")?;
+    Ok(SigningKey::from_bytes(&seed))
+}
+
+/// Until this much goes as one datagram.
+pub async fn wait_for_mtu(lanes: &[Lane], size: usize) -> anyhow::Result<()> {
+    let fits = |client: &Client| match client {
+        Client::Datagrams(session) => session.max_datagram_bytes().is_some_and(|most| most >= size),
+        _ => true,
+    };
+    let fitting = async {
+        while !lanes.iter().all(|lane| lane.0.iter().all(fits)) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(MTU_TIMEOUT, fitting)
+        .await
+        .with_context(|| format!("{size} bytes do not fit a datagram on this path"))
+}
+
+/// A stream each way.
+pub async fn streams(sessions: &[Session; 2]) -> anyhow::Result<[End<SendStream, RecvStream>; 2]> {
+    let [device, peer] = sessions;
+    let (device_send, peer_send) = (device.open_uni().await?, peer.open_uni().await?);
+    let (device_recv, peer_recv) = (device.accept_uni().await?, peer.accept_uni().await?);
+    Ok([End { send: device_send, recv: device_recv }, End { send: peer_send, recv: peer_recv }])
+}
+
+/// Starts everything that receives datagrams.
+pub fn start_datagrams(load: &Arc<Load>) {
+    for index in 0..load.lanes.len() {
+        for role in 0..2 {
+            tokio::spawn(receive_datagrams(load.clone(), index, role));
+        }
+    }
+}
+
+async fn receive_datagrams(load: Arc<Load>, index: usize, role: usize) {
+    let Some(lane) = load.lanes.get(index) else { return };
+    let Some(Client::Datagrams(session)) = lane.0.get(role) else { return };
+    while let Ok(datagram) = session.recv_datagram().await {
+        load.arrived(lane, role, &datagram);
+    }
+}
