@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use serde::Serialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Exit, Failure, files, keygen, out,
@@ -21,6 +21,11 @@ use crate::{
 const DATAGRAM_BYTES: usize = 1000;
 /// One datagram may be lost on its way: how long to wait before the next one.
 const DATAGRAM_RETRY: Duration = Duration::from_millis(200);
+/// A raw channel opens within a round trip or two; where it is blocked on the way, datagrams go without.
+const RAW_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often datagrams are tried again that came by QUIC though the raw channel is open.
+const RAW_RETRIES: u32 = 10;
+const RAW_RETRY: Duration = Duration::from_millis(10);
 /// The allocation is released at the end; should this process die before, it is gone soon.
 const TOKEN_TTL: Duration = Duration::from_secs(60);
 
@@ -52,6 +57,7 @@ Steps:
   resolve    the relay's address      datagram  there and back
   handshake  QUIC and trust           stream    there and back
   join       token and proof          release   the allocation ends
+datagram says whether it went raw, beside the QUIC connections, where relay and path let it.
 A step that fails says why in one word: the relay's code (TOKEN_INVALID, CAPACITY, ...), or
 timeout, transport, resolve, untrusted, handshake, protocol.
 Exit 0: all held; 1: the relay refused, or a step failed; 69: no answer.
@@ -302,9 +308,19 @@ fn granted(session: &Session) -> String {
 /// Sends until one has come back, as datagrams may be lost.
 async fn datagram(device: &Session, peer: &Session) -> Result<String, Broken> {
     let payload = Bytes::from(vec![0xa5; DATAGRAM_BYTES]);
-    let mut sent = 0;
+    let offered = device.grant().raw_channel && peer.grant().raw_channel;
+    if offered {
+        let goes_raw =
+            |session: &Session| session.stats().raw_max_bytes.is_some_and(|most| most >= DATAGRAM_BYTES);
+        let open = async {
+            while !(goes_raw(device) && goes_raw(peer)) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _ = timeout(RAW_TIMEOUT, open).await;
+    }
+    let (mut lost, mut not_raw) = (0, 0);
     loop {
-        sent += 1;
         let started = Instant::now();
         device.send_datagram_wait(payload.clone()).await.map_err(|error| internal_send(&error))?;
         let there_and_back = async {
@@ -312,12 +328,29 @@ async fn datagram(device: &Session, peer: &Session) -> Result<String, Broken> {
             peer.send_datagram_wait(there).await.map_err(|error| internal_send(&error))?;
             Ok::<_, Broken>(device.recv_datagram().await?)
         };
-        let Ok(back) = timeout(DATAGRAM_RETRY, there_and_back).await else { continue };
+        let Ok(back) = timeout(DATAGRAM_RETRY, there_and_back).await else {
+            lost += 1;
+            continue;
+        };
         if back? != payload {
             return Err(Broken::new(Exit::Refused, "altered", "what came back is not what was sent"));
         }
-        let lost = if sent == 1 { String::new() } else { format!(", {} lost before", sent - 1) };
-        return Ok(format!("{DATAGRAM_BYTES} bytes back after {:.3} ms{lost}", millis(started.elapsed())));
+        let took = millis(started.elapsed());
+        let stats = [device, peer].map(|session| session.stats());
+        let raw = stats.iter().all(|stats| stats.raw_sent > 0 && stats.raw_received > 0);
+        // Where this side's half is open, the relay's is about to be.
+        if !raw && stats.iter().all(|stats| stats.raw_open) && not_raw < RAW_RETRIES {
+            not_raw += 1;
+            sleep(RAW_RETRY).await;
+            continue;
+        }
+        let way = match (offered, raw) {
+            (true, true) => ", raw",
+            (true, false) => ", not raw though the relay offers it",
+            (false, _) => "",
+        };
+        let lost = if lost == 0 { String::new() } else { format!(", {lost} lost before") };
+        return Ok(format!("{DATAGRAM_BYTES} bytes back after {took:.3} ms{way}{lost}"));
     }
 }
 

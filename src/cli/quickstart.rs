@@ -190,10 +190,13 @@ impl Quickstart {
 
         report.datagrams = in_time("datagrams", datagrams(&device.session, &peer)).await?;
         let Datagrams { sent, received, rtt_p50_us, rtt_p99_us } = &report.datagrams;
+        let stats = device.session.stats();
         self.tell(format_args!(
-            "{} datagrams      {sent} of {DATAGRAM_BYTES} bytes there, {received} back, {} lost; round trip p50 {} us, p99 {} us",
+            "{} datagrams      {sent} of {DATAGRAM_BYTES} bytes there, {received} back, {} lost, {} % raw; round trip p50 {} us, p99 {} us",
             sign(report.datagrams.held()),
             sent - received.min(sent),
+            100 * (stats.raw_sent + stats.raw_received)
+                / (stats.datagrams_sent + stats.datagrams_received).max(1),
             or_dash(*rtt_p50_us),
             or_dash(*rtt_p99_us),
         ))?;

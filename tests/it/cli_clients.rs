@@ -51,6 +51,7 @@ fn a_probe_goes_all_the_way() {
         assert_eq!(report["ok"], true);
         assert_eq!(steps(&report), ALL_STEPS.map(|step| (step, true)));
         assert!(report["steps"][2]["ms"].as_f64().unwrap() > 0.0);
+        assert!(report["steps"][5]["detail"].as_str().unwrap().contains(" ms, raw"), "{report}");
     }
     let readable = run(&["probe", "--relay", &relay.descriptor()]);
     assert_eq!(readable.exit, 0);

@@ -1,12 +1,18 @@
 //! The client library against the real relay, and the examples that show it.
 
-use std::{collections::HashMap, fs, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use ed25519_dalek::{SigningKey, pkcs8::EncodePrivateKey as _};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::{join, time::timeout};
 use zrc_relay::{
-    client::{Event, MAX_DATAGRAM_BYTES, Options, Proof, RefreshError, Relay, Session, Ticket},
+    client::{Event, Events, MAX_DATAGRAM_BYTES, Options, Proof, RefreshError, Relay, Session, Ticket},
     clock::Clock,
     metrics::Metrics,
     relay::{Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity},
@@ -332,6 +338,119 @@ async fn a_new_local_address_keeps_the_session() {
     send.finish().unwrap();
     assert_eq!(soon(recv.read_to_end(9)).await.unwrap(), b"ab");
     assert_eq!(device.stats().reconnects, 0);
+}
+
+/// Datagrams cross until one has gone raw on both legs of this direction.
+async fn crosses_raw(from: &Session, to: &Session) {
+    let (sent, received) = (from.stats().raw_sent, to.stats().raw_received);
+    soon(async {
+        while from.stats().raw_sent == sent || to.stats().raw_received == received {
+            crosses(from, to).await;
+        }
+    })
+    .await;
+}
+
+/// Waits until the session says that its raw channel is open, or is not.
+async fn turns(told: &mut Events, wanted: bool) {
+    while !matches!(soon(told.recv()).await.unwrap(), Event::RawChannel { open } if open == wanted) {}
+}
+
+#[tokio::test]
+async fn datagrams_go_raw_both_ways() {
+    let running = Running::start();
+    let (device, peer) = running.joined(&running.pair()).await;
+    assert!(device.grant().raw_channel && peer.grant().raw_channel);
+    for (from, to) in [(&device, &peer), (&peer, &device)] {
+        crosses_raw(from, to).await;
+        // What was sent more than once comes before this.
+        from.send_datagram("settled".into()).unwrap();
+        while soon(to.recv_datagram()).await.unwrap() != "settled" {}
+        let (sent, received) = (from.stats(), to.stats());
+        // One by one and in trains; each arrives once, whole and in order, for nothing here overtakes or loses.
+        for size in [0, 1, 1000, from.stats().raw_max_bytes.unwrap()] {
+            from.send_datagram(vec![7; size].into()).unwrap();
+            assert_eq!(soon(to.recv_datagram()).await.unwrap(), vec![7; size]);
+        }
+        let train: Vec<u8> = (0..30 * 500 - 100).map(|at| (at / 500) as u8).collect();
+        assert_eq!(from.send_train(&train, 500).unwrap(), 30);
+        let mut got = Vec::new();
+        while got.len() < train.len() {
+            let train = soon(to.recv_train()).await.unwrap();
+            assert_eq!(train.segment_bytes.min(500), train.segment_bytes);
+            got.extend_from_slice(&train.data);
+        }
+        assert!(got == train);
+        assert!(to.try_recv_datagram().is_none(), "and nothing twice");
+        let (sent_now, received_now) = (from.stats(), to.stats());
+        assert_eq!(sent_now.raw_sent - sent.raw_sent, 34);
+        assert_eq!(received_now.raw_received - received.raw_received, 34);
+        assert_eq!(received_now.datagrams_received - received.datagrams_received, 34);
+    }
+    for stats in [device.stats(), peer.stats()] {
+        assert_eq!((stats.raw_dropped_source, stats.raw_dropped_tag, stats.raw_dropped_malformed), (0, 0, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_side_that_wants_no_raw_channel_is_served_all_the_same() {
+    let running = Running::start();
+    let pair = running.pair();
+    let without = Options { raw_channel: false, ..Options::default() };
+    let with = running.relay();
+    let without = running.relay().with_options(without);
+    let (device, peer) =
+        join!(with.connect(pair.ticket(Role::Device, 60)), without.connect(pair.ticket(Role::Peer, 60)));
+    let (device, peer) = (device.unwrap(), peer.unwrap());
+    assert!(device.grant().raw_channel && !peer.grant().raw_channel);
+    works(&device, &peer).await;
+    assert_eq!(device.send_train(&[1; 5000], 1000).unwrap(), 5);
+    for _ in 0..5 {
+        while soon(peer.recv_datagram()).await.unwrap() != vec![1; 1000] {}
+    }
+    for stats in [device.stats(), peer.stats()] {
+        assert_eq!((stats.raw_sent, stats.raw_received, stats.raw_open), (0, 0, false));
+    }
+}
+
+#[tokio::test]
+async fn the_raw_channel_follows_a_new_local_address_and_gives_nothing_twice() {
+    let running = Running::start();
+    let (device, peer) = running.joined(&running.pair()).await;
+    crosses_raw(&device, &peer).await;
+    crosses_raw(&peer, &device).await;
+    let numbers = std::sync::atomic::AtomicU64::new(1 << 32);
+    let mut seen = HashSet::new();
+    let mut told = device.events();
+    for round in 0..2 {
+        device.rebind().unwrap();
+        let (sent, received) = (device.stats().raw_sent, peer.stats().raw_received);
+        let sending = async {
+            let mut tick = tokio::time::interval(Duration::from_millis(2));
+            loop {
+                tick.tick().await;
+                let number = numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let _ = device.send_datagram(number.to_be_bytes().to_vec().into());
+            }
+        };
+        // Until raw again, all the way.
+        let receiving = async {
+            turns(&mut told, false).await;
+            turns(&mut told, true).await;
+            while device.stats().raw_sent < sent + 50 || peer.stats().raw_received < received + 50 {
+                let datagram = peer.recv_datagram().await.unwrap();
+                let Ok(number) = <[u8; 8]>::try_from(&*datagram) else { continue };
+                assert!(number[3] == 0 || seen.insert(number), "{number:?} came twice in round {round}");
+            }
+        };
+        tokio::select! {
+            () = soon(receiving) => {}
+            () = sending => unreachable!(),
+        }
+        assert!(seen.len() > 50, "{}", seen.len());
+    }
+    crosses_raw(&peer, &device).await;
+    assert_eq!((device.stats().reconnects, peer.stats().reconnects), (0, 0));
 }
 
 #[tokio::test]
