@@ -15,13 +15,14 @@
 //! | [`table`] | which connections belong together and until when; the meter that both legs share | none |
 //! | [`clock`] | the only reader of clocks; everything else is told the time | clocks |
 //! | `relay` | sockets and tasks around the table: shard, socket, session, leg, forward, channel, splice | UDP |
+//! | `quic` | what relay and client both set up in quinn | none |
 //! | [`client`] | sessions that keep themselves connected | UDP |
 //! | `ops` | health, readiness, metrics, the status page | HTTP |
 //! | `config` | TOML to checked types, all faults at once | files |
 //! | `metrics` | every metric, declared once, handles cached | none |
 //! | `cli` | a file per command; `cli::running` puts the pieces together | all |
 //!
-//! Arrows point down: `cli -> {relay, ops, client, config} -> {table, wire}`. `relay` and `ops` never import
+//! Arrows point down: `cli -> {relay, ops, client, config} -> {quic, table, wire}`. `relay` and `ops` never import
 //! each other, `client` imports neither; `wire` and `table` import no runtime and no socket, and read no clock.
 //! `tests/it/architecture.rs` reads the `use` lines and holds all of this.
 //!
@@ -86,6 +87,8 @@ pub mod config;
 pub mod metrics;
 #[cfg(feature = "server")]
 pub mod ops;
+#[cfg(feature = "client")]
+mod quic;
 #[cfg(feature = "server")]
 pub mod relay;
 pub mod table;

@@ -22,13 +22,16 @@ use super::{
     stats::Counters,
     trust::{self, Trust, Verdict},
 };
-use crate::wire::{
-    CloseCode, Descriptor, RelayId, SpkiPin,
-    control::{
-        Allocated, ClientMessage, Feature, FrameError, HEADER_LEN, Hello, MAX_FRAME, Prove, Refused,
-        RelayInfo, RelayMessage, frame_len,
+use crate::{
+    quic::acks,
+    wire::{
+        CloseCode, Descriptor, RelayId, SpkiPin,
+        control::{
+            Allocated, ClientMessage, Feature, FrameError, HEADER_LEN, Hello, MAX_FRAME, Prove, Refused,
+            RelayInfo, RelayMessage, frame_len,
+        },
+        proof::{self, Binding, EXPORTER_LABEL},
     },
-    proof::{self, Binding, EXPORTER_LABEL},
 };
 
 /// What one attempt may take, name resolution included.
@@ -396,7 +399,7 @@ fn client_config(
 ) -> Result<ClientConfig, TrustError> {
     let crypto = QuicClientConfig::try_from(tls)
         .map_err(|_| TrustError::Provider(rustls::Error::General("no initial cipher suite".into())))?;
-    let mut config = ClientConfig::new(Arc::new(crypto));
+    let mut config = ClientConfig::new(acks::client(Arc::new(crypto)));
     config.transport_config(Arc::new(transport_config(options)));
     config.initial_dst_cid_provider(Arc::new(move || {
         let mut id = [0; 16];
@@ -415,9 +418,6 @@ fn transport_config(options: &Options) -> TransportConfig {
     let mut cubic = CubicConfig::default();
     // What crosses is mostly congestion-controlled already: start where a path of 10 ms at 50 Mbit/s is full.
     cubic.initial_window(64 * 1024);
-    let mut acks = quinn::AckFrequencyConfig::default();
-    // Fewer acknowledgements cost both ends less; a relay that does not know the extension ignores it.
-    acks.ack_eliciting_threshold(VarInt::from_u32(10));
 
     let mut config = TransportConfig::default();
     let streams = options.max_streams.clamp(1, MAX_STREAMS);
@@ -429,7 +429,6 @@ fn transport_config(options: &Options) -> TransportConfig {
         .keep_alive_interval(Some(options.keep_alive.clamp(MIN_KEEP_ALIVE, MAX_KEEP_ALIVE)))
         .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(Arc::new(cubic))
-        .ack_frequency_config(Some(acks))
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(streams))
         .stream_receive_window(VarInt::from_u32(window))
@@ -439,6 +438,7 @@ fn transport_config(options: &Options) -> TransportConfig {
         )
         .datagram_receive_buffer_size(Some(options.datagram_receive_buffer_bytes.max(64 * 1024)))
         .datagram_send_buffer_size(options.datagram_send_buffer_bytes);
+    acks::ask_for_few(&mut config);
     config
 }
 

@@ -16,7 +16,10 @@ use rustls::{
 use sha2::{Digest as _, Sha256};
 
 use super::StartError;
-use crate::wire::{ALPN, SpkiPin};
+use crate::{
+    quic::acks,
+    wire::{ALPN, SpkiPin},
+};
 
 /// A certificate chain, leaf first, and the leaf's private key.
 #[derive(Debug)]
@@ -121,12 +124,13 @@ pub(super) fn server_config(
         .max_idle_timeout(Some(
             IdleTimeout::try_from(idle_timeout + IDLE_MARGIN).map_err(|_| StartError::IdleTimeout)?,
         ));
+    acks::ask_for_few(&mut transport);
     let mut mtu = quinn::MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_UPPER_BOUND_BYTES);
     transport.mtu_discovery_config(Some(mtu));
 
     let quic = QuicServerConfig::try_from(tls).map_err(|_| StartError::NoInitialCipher)?;
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(quic));
+    let mut config = quinn::ServerConfig::with_crypto(acks::server(Arc::new(quic)));
     config.transport_config(Arc::new(transport));
     Ok(config)
 }

@@ -16,18 +16,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("clock", &["table"]),
     ("metrics", &["table", "wire"]),
     ("telemetry", &[]),
+    // What both ends of a connection do to their transport.
+    ("quic", &[]),
     // What the services stand on.
     ("guard", &["clock", "metrics", "table", "wire"]),
     ("cluster", &["clock", "metrics", "table", "wire"]),
     ("store", &["clock", "metrics"]),
     // The services. They never name each other; what two of them share is handed to both by `cli`.
-    ("relay", &["clock", "cluster", "guard", "metrics", "table", "wire"]),
+    ("relay", &["clock", "cluster", "guard", "metrics", "quic", "table", "wire"]),
     ("ops", &["clock", "cluster", "guard", "metrics", "store", "table", "wire"]),
     ("rendezvous", &["clock", "guard", "metrics", "store"]),
     ("queue", &["clock", "guard", "metrics", "store"]),
     ("events", &["clock", "guard", "metrics", "store"]),
     // A program that embeds the client gets none of the relay.
-    ("client", &["clock", "wire"]),
+    ("client", &["clock", "quic", "wire"]),
     // Read by `cli`, which hands each service its own settings.
     ("config", &["table", "wire"]),
     (

@@ -2,6 +2,7 @@
 
 mod forwarding;
 mod hostile;
+mod lean;
 mod life;
 mod properties;
 mod raw;

@@ -1,0 +1,3 @@
+//! What relay and client both set up in quinn, beyond its own settings.
+
+pub(crate) mod acks;
