@@ -81,8 +81,8 @@ class Row:
     plotted: int = 1
 
 
-PACKETS = [FLOOR, COTURN, DATAGRAM]
-TRAINS = [FLOOR, COTURN]
+PACKETS = [FLOOR, COTURN, DATAGRAM, RAW]
+TRAINS = [FLOOR, COTURN, RAW]
 STREAMS = [HAPROXY, STREAM]
 LOADED = [CPU, RELAY_SHARE, LOSS, P50, P99]
 SEARCHED = [HIGHEST, CPU, RELAY_SHARE, LOAD_SHARE, LOSS]
@@ -114,8 +114,8 @@ ROWS = {
     "dense-trains": Row(
         "one flow in GSO trains, 20 000 packets/s",
         TRAINS,
-        "--pairs 1 --rate 20000 --trains --secs {secs}",
-        "--pairs 1 --rate 2000 --trains --secs 0.3",
+        "--pairs 1 --rate 20000 --train 64 --secs {secs}",
+        "--pairs 1 --rate 2000 --train 64 --secs 0.3",
         LOADED,
     ),
     "highest": Row(
@@ -128,8 +128,8 @@ ROWS = {
     "highest-trains": Row(
         "one flow in GSO trains, as fast as it goes",
         TRAINS,
-        f"--pairs 1 --search --trains --rate {ANY_RATE} --secs 0.5",
-        "--pairs 1 --search --trains --rate 20000 --secs 0.1",
+        f"--pairs 1 --search --train 64 --rate {ANY_RATE} --secs 0.5",
+        "--pairs 1 --search --train 64 --rate 20000 --secs 0.1",
         SEARCHED,
     ),
     "round-trip": Row(
@@ -141,7 +141,7 @@ ROWS = {
     ),
     "idle": Row(
         "1000 idle pairs",
-        [COTURN, DATAGRAM, HAPROXY],
+        [COTURN, DATAGRAM, RAW, HAPROXY],
         "--pairs 1000 --rate 0 --secs 2",
         "--pairs 20 --rate 0 --secs 0.3",
         [MEMORY, SETUP_CPU, SETUPS, RELAY_SHARE],
@@ -335,8 +335,12 @@ class Settings:
     def settle(core):
         """Pins a child to its core, before others that want it, where that is permitted."""
         os.sched_setaffinity(0, {core})
+        # Linux shares a core between sessions first; niceness alone counts within one.
+        os.setsid()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text("-15")
         with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, -10)
+            os.setpriority(os.PRIO_PROCESS, 0, -15)
 
     def contenders(self, row):
         return [relay for relay in row.relays if relay in self.relays]
@@ -381,6 +385,8 @@ def measure(settings, row, contender):
     missing = [figure.key for figure in row.figures if figures.get(figure.key) is None]
     if missing:
         raise Failure(f"the load did not measure {', '.join(missing)}")
+    if contender == RAW and row.figures[0] is not MEMORY and (figures["raw_share"] or 0) < 0.99:
+        raise Failure(f"only {figures['raw_share']} went raw")
     # A relay that loses most of so little does not work, whatever it costs.
     if settings.smoke and (figures.get("loss") or 0) > 0.5:
         raise Failure(f"{figures['loss']:.0%} were lost")

@@ -26,14 +26,28 @@ const DRAIN: Duration = Duration::from_secs(3);
 pub const PLAIN: u8 = 0;
 const SAMPLE: u8 = 1;
 const ECHO: u8 = 2;
+/// Not to be counted: sent before the load.
+pub const TRIAL: u8 = 3;
 /// The kind, and when it was sent.
 pub const STAMPED_BYTES: usize = 9;
+
+/// What goes to the kernel at once, at most: a UDP payload's length is 16 bits, less headers.
+const MAX_TRAIN_BYTES: usize = 64_000;
+/// The same, in packets (UDP_MAX_SEGMENTS).
+const MAX_TRAIN_PACKETS: usize = 64;
+/// What the relays put before a payload is at most this long.
+const MAX_HEADER_BYTES: usize = 8;
+
+/// How many packets with this payload go at once, at most; the same for all transports.
+pub fn longest_train(size: usize) -> usize {
+    (MAX_TRAIN_BYTES / (size + MAX_HEADER_BYTES)).clamp(1, MAX_TRAIN_PACKETS)
+}
 
 /// One of the two that talk through the relay.
 pub enum Client {
     /// A UDP socket and nothing between it and the relay but a header, perhaps.
     Udp(udp::Client),
-    /// Datagrams of a session.
+    /// Datagrams of a session, raw or not.
     Datagrams(Session),
     /// Records that a task writes to a stream.
     Outlet(mpsc::Sender<Bytes>),
@@ -82,6 +96,8 @@ pub struct Load {
     /// Of a packet's payload, or of a record, in bytes.
     pub size: usize,
     plain: Bytes,
+    /// Payloads end to end, as many as go at once.
+    train: Mutex<Vec<u8>>,
     clock: Clock,
     sent: AtomicU64,
     refused: AtomicU64,
@@ -96,6 +112,7 @@ impl Load {
             lanes,
             size,
             plain: Bytes::from(vec![PLAIN; size]),
+            train: Mutex::new(vec![PLAIN; size * longest_train(size)]),
             clock: Clock::start(),
             sent: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -109,14 +126,6 @@ impl Load {
     pub fn directions(&self) -> u64 {
         let streams = matches!(self.lanes.first(), Some(Lane([Client::Outlet(_), _])));
         if streams { 2 } else { 1 }
-    }
-
-    /// How many packets go at once, at most.
-    pub fn longest_train(&self) -> u64 {
-        match self.lanes.first() {
-            Some(Lane([Client::Udp(client), _])) => client.longest_train(),
-            _ => 1,
-        }
     }
 
     pub fn counts(&self) -> Counts {
@@ -152,12 +161,11 @@ impl Load {
     fn offer(&self, client: &Client, stamp: Option<[u8; STAMPED_BYTES]>, count: u64) -> Offered {
         let sent = match client {
             Client::Udp(client) => client.send(stamp, count),
-            Client::Datagrams(session) => (0..count)
-                .take_while(|nth| session.send_datagram(self.payload(stamp, *nth)).is_ok())
-                .count() as u64,
+            Client::Datagrams(session) if count > 1 => self.send_train(session, stamp, count),
+            Client::Datagrams(session) => u64::from(session.send_datagram(self.payload(stamp)).is_ok()),
             // Its writer counts, once it is written.
             Client::Outlet(outlet) => {
-                return match outlet.try_send(self.payload(stamp, 0)) {
+                return match outlet.try_send(self.payload(stamp)) {
                     Ok(()) => Offered::Sent,
                     Err(_) => Offered::Refused,
                 };
@@ -168,8 +176,18 @@ impl Load {
         if sent > 0 { Offered::Sent } else { Offered::Refused }
     }
 
-    fn payload(&self, stamp: Option<[u8; STAMPED_BYTES]>, nth: u64) -> Bytes {
-        let Some(stamp) = stamp.filter(|_| nth == 0) else { return self.plain.clone() };
+    /// Sends payloads in one call, the first with a stamp. Answers how many have gone.
+    fn send_train(&self, session: &Session, stamp: Option<[u8; STAMPED_BYTES]>, count: u64) -> u64 {
+        let mut train = self.train.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(first) = train.first_chunk_mut() {
+            *first = stamp.unwrap_or([PLAIN; STAMPED_BYTES]);
+        }
+        let wanted = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(self.size);
+        session.send_train(train.get(..wanted).unwrap_or(&train), self.size).map_or(0, |sent| sent as u64)
+    }
+
+    fn payload(&self, stamp: Option<[u8; STAMPED_BYTES]>) -> Bytes {
+        let Some(stamp) = stamp else { return self.plain.clone() };
         let mut payload = vec![PLAIN; self.size];
         if let Some(stamped) = payload.first_chunk_mut() {
             *stamped = stamp;
@@ -177,10 +195,23 @@ impl Load {
         payload.into()
     }
 
-    /// Counts an arrival, sends a sample back, takes the time of one that came back.
-    pub fn arrived(&self, lane: &Lane, role: usize, payload: &[u8]) {
-        self.delivered.fetch_add(1, Relaxed);
-        self.delivered_bytes.fetch_add(payload.len() as u64, Relaxed);
+    /// Counts what arrived together, sends samples back, takes the times of those that came back.
+    pub fn arrived<'a>(&self, lane: &Lane, role: usize, payloads: impl Iterator<Item = &'a [u8]>) {
+        let (mut count, mut bytes) = (0, 0);
+        for payload in payloads {
+            match payload.first() {
+                Some(&TRIAL) => continue,
+                Some(&PLAIN) | None => {}
+                Some(_) => self.answer(lane, role, payload),
+            }
+            count += 1;
+            bytes += payload.len() as u64;
+        }
+        self.delivered.fetch_add(count, Relaxed);
+        self.delivered_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    fn answer(&self, lane: &Lane, role: usize, payload: &[u8]) {
         let Some([kind, nanos @ ..]) = payload.first_chunk::<STAMPED_BYTES>() else { return };
         match (*kind, role) {
             (SAMPLE, 1) => {
@@ -194,6 +225,19 @@ impl Load {
             }
             _ => {}
         }
+    }
+
+    /// The share of the sessions' datagrams that went beside QUIC; `None` without sessions.
+    pub fn raw_share(&self) -> Option<f64> {
+        let (mut raw, mut all) = (0, 0);
+        for client in self.lanes.iter().flat_map(|lane| &lane.0) {
+            if let Client::Datagrams(session) = client {
+                let stats = session.stats();
+                raw += stats.raw_sent + stats.raw_received;
+                all += stats.datagrams_sent + stats.datagrams_received;
+            }
+        }
+        (all > 0).then(|| raw as f64 / all as f64)
     }
 
     /// Waits for what is still on its way.

@@ -44,7 +44,7 @@ use tokio::{
 };
 use zrc_relay::client::Session;
 
-use lanes::{Client, Lane, Load};
+use lanes::{Client, Lane, Load, longest_train};
 use proc_stat::Process;
 use records::End;
 use report::{Lap, Meter, Probe, Report};
@@ -83,9 +83,9 @@ struct Arguments {
     /// How long; of a search, each rate
     #[arg(long, default_value = "5", value_parser = secs)]
     secs: Duration,
-    /// What is due to one receiver goes in GSO trains
-    #[arg(long)]
-    trains: bool,
+    /// What is due to one receiver goes in GSO trains of at most so many packets
+    #[arg(long, default_value = "1")]
+    train: u64,
     /// Look for the highest rate up to --rate of which less than 1 % is lost
     #[arg(long)]
     search: bool,
@@ -99,6 +99,8 @@ enum Transport {
     Turn,
     /// zrc-relay, datagrams in QUIC
     Datagram,
+    /// zrc-relay, packets beside QUIC
+    Raw,
     /// zrc-relay, a stream each way
     Stream,
     /// A TCP proxy that ends TLS on both sides
@@ -126,18 +128,19 @@ impl Arguments {
             sleep(self.secs).await;
             report.idle(meter.lap());
         } else {
-            pace::pace(&load, self.rate, self.secs, self.train(&load)).await;
+            pace::pace(&load, self.rate, self.secs, self.train()).await;
             let sending = meter.lap();
             load.drain().await;
             report.loaded(load.counts(), [sending, meter.lap()], &load.take_rtts_us());
         }
+        report.raw_share = load.raw_share();
         println!("{}", serde_json::to_string(&report)?);
         // Nobody waits for goodbyes: the relay is stopped next.
         process::exit(0)
     }
 
-    fn train(&self, load: &Load) -> u64 {
-        if self.trains { load.longest_train() } else { 1 }
+    fn train(&self) -> u64 {
+        self.train.min(longest_train(self.size) as u64)
     }
 
     /// Sets up all pairs, takes what that cost, and starts everything that receives.
@@ -156,12 +159,15 @@ impl Arguments {
                 udp::start(&load);
                 (load, set_up)
             }
-            Transport::Datagram => {
+            Transport::Datagram | Transport::Raw => {
                 let sessions = self.sessions().await?;
                 let set_up = meter.lap();
-                let lanes: Vec<_> =
-                    sessions.into_iter().map(|pair| Lane(pair.map(Client::Datagrams))).collect();
-                quic::wait_for_mtu(&lanes, size).await?;
+                if self.transport == Transport::Raw {
+                    quic::wait_for_raw(&sessions, size).await?;
+                } else {
+                    quic::wait_for_mtu(&sessions, size).await?;
+                }
+                let lanes = sessions.into_iter().map(|pair| Lane(pair.map(Client::Datagrams))).collect();
                 let load = Arc::new(Load::new(lanes, size));
                 quic::start_datagrams(&load);
                 (load, set_up)
@@ -197,7 +203,7 @@ impl Arguments {
     }
 
     async fn sessions(&self) -> anyhow::Result<Vec<[Session; 2]>> {
-        let relay = quic::relay(Path::new(&self.relay))?;
+        let relay = quic::relay(Path::new(&self.relay), self.transport == Transport::Raw)?;
         many(self.pairs, |_| {
             let relay = relay.clone();
             async move { quic::pair(&relay).await }
@@ -219,7 +225,7 @@ impl Arguments {
             for _ in 0..TRIES {
                 let before = load.counts();
                 meter.lap();
-                pace::pace(load, rate as u64, self.secs, self.train(load)).await;
+                pace::pace(load, rate as u64, self.secs, self.train()).await;
                 let sending = meter.lap();
                 load.drain().await;
                 let probe = Probe::new(rate, load.counts().since(before), [sending, meter.lap()]);

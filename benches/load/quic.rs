@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 use zrc_relay::{
     client::{Options, RecvStream, Relay, SendStream, Session, SigningKey, Ticket},
@@ -11,7 +12,7 @@ use zrc_relay::{
 };
 
 use super::{
-    lanes::{Client, Lane, Load},
+    lanes::{Client, Load, TRIAL},
     records::End,
 };
 
@@ -19,17 +20,19 @@ use super::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longer than any run.
 const TOKEN_TTL_SECS: u64 = 3600;
-/// Until path MTU discovery has found what the path carries.
-const MTU_TIMEOUT: Duration = Duration::from_secs(3);
+/// Until path MTU discovery has found what the path carries, and raw channels are open.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(20);
 /// Datagrams that wait in a client, in bytes: a burst at the highest rate.
 const DATAGRAM_BUFFER_BYTES: usize = 1024 * 1024;
 
 /// The relay that wrote this `relay.json`.
-pub fn relay(descriptor: &Path) -> anyhow::Result<Relay> {
+pub fn relay(descriptor: &Path, raw_channel: bool) -> anyhow::Result<Relay> {
     let text = std::fs::read(descriptor).with_context(|| format!("cannot read {}", descriptor.display()))?;
     Ok(Relay::from_json(text)?.with_options(Options {
         connect_timeout: CONNECT_TIMEOUT,
         reconnect: false,
+        raw_channel,
         datagram_send_buffer_bytes: DATAGRAM_BUFFER_BYTES,
         datagram_receive_buffer_bytes: 4 * DATAGRAM_BUFFER_BYTES,
         ..Options::default()
@@ -68,19 +71,35 @@ fn random_key() -> anyhow::Result<SigningKey> {
 }
 
 /// Until this much goes as one datagram.
-pub async fn wait_for_mtu(lanes: &[Lane], size: usize) -> anyhow::Result<()> {
-    let fits = |client: &Client| match client {
-        Client::Datagrams(session) => session.max_datagram_bytes().is_some_and(|most| most >= size),
-        _ => true,
-    };
+pub async fn wait_for_mtu(pairs: &[[Session; 2]], size: usize) -> anyhow::Result<()> {
+    let fits = |session: &Session| session.max_datagram_bytes().is_some_and(|most| most >= size);
     let fitting = async {
-        while !lanes.iter().all(|lane| lane.0.iter().all(fits)) {
-            sleep(Duration::from_millis(10)).await;
+        while !pairs.iter().flatten().all(fits) {
+            sleep(RETRY).await;
         }
     };
-    timeout(MTU_TIMEOUT, fitting)
+    timeout(READY_TIMEOUT, fitting)
         .await
         .with_context(|| format!("{size} bytes do not fit a datagram on this path"))
+}
+
+/// Until this much goes and comes raw: each side is sent something for trial until it has had it.
+pub async fn wait_for_raw(pairs: &[[Session; 2]], size: usize) -> anyhow::Result<()> {
+    let trial = Bytes::from(vec![TRIAL; size]);
+    let mut missing: Vec<_> = pairs.iter().flat_map(|[a, b]| [(a, b), (b, a)]).collect();
+    let opening = async {
+        while !missing.is_empty() {
+            for (from, _) in &missing {
+                if from.stats().raw_max_bytes.is_some_and(|most| most >= size) {
+                    // What has no room is tried again.
+                    let _ = from.send_datagram(trial.clone());
+                }
+            }
+            sleep(RETRY).await;
+            missing.retain(|(_, to)| to.stats().raw_received == 0);
+        }
+    };
+    timeout(READY_TIMEOUT, opening).await.context("the raw channels do not open")
 }
 
 /// A stream each way.
@@ -103,7 +122,7 @@ pub fn start_datagrams(load: &Arc<Load>) {
 async fn receive_datagrams(load: Arc<Load>, index: usize, role: usize) {
     let Some(lane) = load.lanes.get(index) else { return };
     let Some(Client::Datagrams(session)) = lane.0.get(role) else { return };
-    while let Ok(datagram) = session.recv_datagram().await {
-        load.arrived(lane, role, &datagram);
+    while let Ok(train) = session.recv_train().await {
+        load.arrived(lane, role, train.data.chunks(train.segment_bytes));
     }
 }

@@ -1,6 +1,6 @@
 //! Records over byte streams, one each way of a pair: what writes and reads them, whatever the streams are.
 
-use std::{io, sync::Arc};
+use std::{io, iter, sync::Arc};
 
 use bytes::Bytes;
 use tokio::{
@@ -73,6 +73,6 @@ async fn read(
     let mut record = vec![0; load.size];
     loop {
         recv.read_exact(&mut record).await?;
-        load.arrived(lane, role, &record);
+        load.arrived(lane, role, iter::once(&record[..]));
     }
 }

@@ -86,6 +86,8 @@ pub struct Report {
     mbytes_per_core_sec: Option<f64>,
     relay_cpu_share: Option<f64>,
     load_cpu_share: Option<f64>,
+    /// Of the datagrams of sessions, those that went beside QUIC.
+    pub raw_share: Option<f64>,
     probes: Option<Vec<Probe>>,
 }
 

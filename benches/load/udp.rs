@@ -11,12 +11,10 @@ use anyhow::bail;
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
 use tokio::{io::Interest, net::UdpSocket, time::timeout};
 
-use super::lanes::{self, Lane, Load, PLAIN, STAMPED_BYTES};
+use super::lanes::{self, Lane, Load, PLAIN, STAMPED_BYTES, longest_train};
 
 /// A load that shares one core sends a while before it receives; this is what arrives meanwhile.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// The most that the kernel takes or returns at once: a UDP payload's length is 16 bits, less headers.
-const MAX_TRAIN_BYTES: usize = 65_000;
 /// How long the forwarder may take before a client registers again.
 const REGISTER_TIMEOUT: Duration = Duration::from_millis(200);
 const REGISTER_TRIES: usize = 10;
@@ -34,11 +32,6 @@ pub struct Client {
 }
 
 impl Client {
-    /// How many packets go at once, at most.
-    pub fn longest_train(&self) -> u64 {
-        (self.train.lock().unwrap_or_else(PoisonError::into_inner).len() / self.packet_len) as u64
-    }
-
     /// Sends `count` packets to the relay in one call, the first with a stamp. Answers how many have gone.
     pub fn send(&self, stamp: Option<[u8; STAMPED_BYTES]>, count: u64) -> u64 {
         let mut train = self.train.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,7 +68,7 @@ impl Client {
         loop {
             let handled = self.socket.async_io(Interest::READABLE, || {
                 let mut buffers = buffers.lock().unwrap_or_else(PoisonError::into_inner);
-                buffers.receive(self, |payload| load.arrived(lane, role, payload))
+                buffers.receive(self, load, lane, role)
             });
             match handled.await {
                 // What a closed port answers is no end.
@@ -97,19 +90,14 @@ impl Buffers {
         Self { bytes: vec![vec![0; 64 * 1024]; BATCH_SIZE], metas: [RecvMeta::default(); BATCH_SIZE] }
     }
 
-    fn receive(&mut self, client: &Client, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    fn receive(&mut self, client: &Client, load: &Load, lane: &Lane, role: usize) -> io::Result<()> {
         let mut slices: Vec<_> = self.bytes.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
         let received = client.state.recv((&client.socket).into(), &mut slices, &mut self.metas)?;
         for (meta, buffer) in self.metas.iter().zip(&self.bytes).take(received) {
-            let train = buffer.get(..meta.len).unwrap_or_default();
-            for packet in train.chunks(meta.stride.max(1)) {
-                // Of another length: a late answer to what was asked at set-up.
-                if packet.len() == client.packet_len
-                    && let Some(payload) = packet.get(client.header_len..)
-                {
-                    each(payload);
-                }
-            }
+            let packets = buffer.get(..meta.len).unwrap_or_default().chunks(meta.stride.max(1));
+            // Of another length: a late answer to what was asked at set-up.
+            let ours = packets.filter(|packet| packet.len() == client.packet_len);
+            load.arrived(lane, role, ours.filter_map(|packet| packet.get(client.header_len..)));
         }
         Ok(())
     }
@@ -129,7 +117,7 @@ pub fn bind() -> io::Result<std::net::UdpSocket> {
 pub fn client(socket: UdpSocket, relay: SocketAddr, header: &[u8], size: usize) -> io::Result<Client> {
     let state = UdpSocketState::new((&socket).into())?;
     let packet = [header, &vec![PLAIN; size]].concat();
-    let most = state.max_gso_segments().min(MAX_TRAIN_BYTES / packet.len()).max(1);
+    let most = longest_train(size).min(state.max_gso_segments());
     Ok(Client {
         socket,
         state,
