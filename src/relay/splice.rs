@@ -1,25 +1,26 @@
 //! Streams from one leg to the other: spliced in order of opening, with FIN, RESET and STOP_SENDING.
 //!
-//! Back-pressure is QUIC's own: a pump holds one chunk at most and reads the next only when that one has been
+//! Back-pressure is QUIC's own: a pump holds what a few packets brought and reads on only when that has been
 //! taken, so a slow receiver fills its sender's stream window and nothing else.
 
 use std::{
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use quinn::{ConnectionError, ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
 use tokio::task::{JoinSet, coop::consume_budget};
 
 use super::{hub::Hub, leg::Leg};
 use crate::{table::Denied, wire::CloseCode};
 
-/// The most that one pump holds.
-const CHUNK_BYTES: usize = 64 * 1024;
+/// What one pump reads at once, and holds: so many packets' worth. Each costs a look at the meter and two of QUIC's
+/// locks together, not by itself.
+const MAX_CHUNKS: usize = 24;
 /// A stream over its rate sleeps at least this long, so that it goes on with packets, not with single bytes.
 const MIN_RATE_WAIT: Duration = Duration::from_millis(2);
 
@@ -177,14 +178,15 @@ async fn pump(hub: &Hub, from: &Leg, mut source: Source, mut sink: Sink) {
 
 async fn copy(hub: &Hub, from: &Leg, recv: &mut RecvStream, send: &mut SendStream) -> End {
     let mut stopped = pin!(send.stopped());
+    let mut chunks: [Bytes; MAX_CHUNKS] = Default::default();
     loop {
         let read = tokio::select! {
             biased;
             stopped = &mut stopped => return end_of_receiver(stopped),
-            read = recv.read_chunk(CHUNK_BYTES, true) => read,
+            read = recv.read_chunks(&mut chunks) => read,
         };
         let mut rest = match read {
-            Ok(Some(chunk)) => chunk.bytes,
+            Ok(Some(count)) => gathered(chunks.get_mut(..count).unwrap_or_default()),
             Ok(None) => return End::Finished,
             Err(ReadError::Reset(code)) => return End::Reset(code),
             Err(_) => return End::Reset(relay_code(CloseCode::PeerGone)),
@@ -203,6 +205,17 @@ async fn copy(hub: &Hub, from: &Leg, recv: &mut RecvStream, send: &mut SendStrea
             }
         }
     }
+}
+
+/// The chunks' bytes, in a buffer of their own. As they are, each would keep the whole packet train that it arrived
+/// in for as long as the receiver does not acknowledge it: a thousand bytes and more for a stream's single one. And
+/// what waits to be acknowledged is found the sooner, the fewer pieces it is in.
+fn gathered(chunks: &mut [Bytes]) -> Bytes {
+    let mut all = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+    for chunk in chunks {
+        all.extend_from_slice(&std::mem::take(chunk));
+    }
+    all.freeze()
 }
 
 /// Writes as much of `rest` as rate, quota and the receiver's room let pass now, waiting until that is something.
@@ -248,11 +261,10 @@ fn poll_deliver(
         Ok(granted_bytes) => granted_bytes,
         Err(denied) => return Poll::Ready(Err(Undelivered::Denied(denied))),
     };
-    // It copies. Handing the chunk over would keep the whole packet train that it arrived in for as long as the
-    // receiver does not acknowledge it: a thousand bytes and more for a stream's single one.
-    let attempt = Pin::new(send).poll_write(context, rest.get(..granted_bytes).unwrap_or(rest));
-    let written_bytes = match attempt {
-        Poll::Ready(Ok(written_bytes)) => written_bytes,
+    let mut granted = [rest.slice(..granted_bytes.min(rest.len()))];
+    let attempt = pin!(send.write_chunks(&mut granted)).poll(context);
+    let written_bytes = match &attempt {
+        Poll::Ready(Ok(written)) => written.bytes,
         Poll::Ready(Err(_)) | Poll::Pending => 0,
     };
     if written_bytes < granted_bytes {
@@ -303,11 +315,11 @@ mod tests {
         let leg = leg(&harness, &device, Role::Device);
         let mut send = device.connection().open_uni().await.unwrap();
         let train = Bytes::from(vec![7; 65536]);
-        let mut chunk = train.slice(..1);
+        let mut chunks = [train.slice(..1), train.slice(9..11), Bytes::new()];
+        let mut rest = gathered(&mut chunks);
         // Nothing is sent, less acknowledged, before this task waits for something.
-        assert!(deliver(&hub, &leg, &mut chunk, &mut send).await.is_ok());
-        drop(chunk);
+        assert!(deliver(&hub, &leg, &mut rest, &mut send).await.is_ok());
         assert!(train.is_unique());
-        assert_eq!(leg.meter.bytes_used(), 1);
+        assert_eq!(leg.meter.bytes_used(), 3);
     }
 }
