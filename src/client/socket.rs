@@ -11,11 +11,14 @@ use std::{
 
 use arc_swap::ArcSwap;
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, UdpPoller};
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{RecvMeta, Transmit};
 use tokio::{io::Interest, net::UdpSocket};
 
 use super::{channel::Channel, stats::Counters};
-use crate::wire::channel::{HEADER_LEN, Packet, Tag, is_not_quic};
+use crate::{
+    quic::udp::Udp,
+    wire::channel::{HEADER_LEN, Packet, Tag, is_not_quic},
+};
 
 /// What the kernel is asked to hold of what arrives and of what leaves, in bytes; it may allow less. A raw packet has
 /// nobody who would send it again.
@@ -170,7 +173,7 @@ fn sift(buffer: &mut [u8], meta: &mut RecvMeta, mut not_quic: impl FnMut(&[u8]))
 /// A UDP socket for quinn that keeps the raw channels' packets to itself.
 pub(super) struct Socket {
     io: UdpSocket,
-    state: UdpSocketState,
+    udp: Udp,
     channels: Arc<Channels>,
 }
 
@@ -183,11 +186,9 @@ impl fmt::Debug for Socket {
 impl Socket {
     fn bind(local: SocketAddr, channels: Arc<Channels>) -> io::Result<Self> {
         let socket = StdSocket::bind(local)?;
-        let state = UdpSocketState::new((&socket).into())?;
-        // Best effort: who may not have as much has what the system gives.
-        let _ = state.set_recv_buffer_size((&socket).into(), RECEIVE_BUFFER_BYTES);
-        let _ = state.set_send_buffer_size((&socket).into(), SEND_BUFFER_BYTES);
-        Ok(Self { io: UdpSocket::from_std(socket)?, state, channels })
+        let udp = Udp::new(&socket)?;
+        udp.ask_for_buffers(&socket, RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES);
+        Ok(Self { io: UdpSocket::from_std(socket)?, udp, channels })
     }
 
     /// Sends packets of `segment_bytes` each, the last at most that long, or says why not.
@@ -199,12 +200,12 @@ impl Socket {
             segment_size: (packets.len() > segment_bytes).then_some(segment_bytes),
             src_ip: None,
         };
-        self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), &transmit))
+        self.io.try_io(Interest::WRITABLE, || self.udp.send(&self.io, &transmit))
     }
 
     /// How many packets the kernel takes at once.
     pub(super) fn max_segments(&self) -> usize {
-        self.state.max_gso_segments().max(1)
+        self.udp.max_send_segments()
     }
 
     /// Waits until there is room for another packet.
@@ -230,7 +231,7 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || self.state.send((&self.io).into(), transmit))
+        self.io.try_io(Interest::WRITABLE, || self.udp.send_or_lose(&self.io, transmit))
     }
 
     /// quinn takes any error for the end of the socket, so none that may pass is passed on; and it comes back at
@@ -243,8 +244,7 @@ impl AsyncUdpSocket for Socket {
     ) -> Poll<io::Result<usize>> {
         for _ in 0..BATCHES_IN_A_ROW {
             ready!(self.io.poll_recv_ready(cx))?;
-            let received =
-                self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), buffers, metas));
+            let received = self.io.try_io(Interest::READABLE, || self.udp.recv(&self.io, buffers, metas));
             let Ok(count) = received else { continue };
             let (Some(buffers), Some(metas)) = (buffers.get_mut(..count), metas.get_mut(..count)) else {
                 continue;
@@ -262,15 +262,15 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        self.udp.max_send_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.state.gro_segments()
+        self.udp.max_receive_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.state.may_fragment()
+        self.udp.may_fragment()
     }
 }
 

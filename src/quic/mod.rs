@@ -1,3 +1,4 @@
 //! What relay and client both set up in quinn, beyond its own settings.
 
 pub(crate) mod acks;
+pub(crate) mod udp;

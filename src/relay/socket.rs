@@ -25,7 +25,7 @@ use std::{
 use bytes::Bytes;
 use quinn::{
     AsyncUdpSocket, UdpPoller,
-    udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState},
+    udp::{EcnCodepoint, RecvMeta, Transmit},
 };
 use tokio::io::Interest;
 
@@ -38,6 +38,7 @@ use super::{
 };
 use crate::{
     metrics::DropReason,
+    quic::udp::Udp,
     wire::channel::{self, HEADER_LEN, Packet, Tag},
 };
 
@@ -141,7 +142,7 @@ impl Mailbox {
 pub(super) struct ShardSocket {
     shard: u8,
     io: tokio::net::UdpSocket,
-    state: UdpSocketState,
+    udp: Udp,
     mailboxes: Arc<Mailboxes>,
     hub: Arc<Hub>,
 }
@@ -160,8 +161,8 @@ impl ShardSocket {
         mailboxes: Arc<Mailboxes>,
         hub: Arc<Hub>,
     ) -> io::Result<Self> {
-        let state = UdpSocketState::new((&socket).into())?;
-        Ok(Self { shard, state, io: tokio::net::UdpSocket::from_std(socket)?, mailboxes, hub })
+        let udp = Udp::new(&socket)?;
+        Ok(Self { shard, udp, io: tokio::net::UdpSocket::from_std(socket)?, mailboxes, hub })
     }
 
     /// Takes out of what was received all that is not QUIC of this shard. Whether anything is left.
@@ -298,7 +299,7 @@ impl ShardSocket {
         };
         let out = Out { leg: &leg, path, meta, tag: channel.tag, now_nanos };
         let max_bytes = channel.max_packet_bytes();
-        let together = self.state.max_gso_segments().min(MAX_TRAIN_BYTES / stride).max(1);
+        let together = self.udp.max_send_segments().min(MAX_TRAIN_BYTES / stride).max(1);
         for group in run.chunks_mut(stride.saturating_mul(together)) {
             // A train passes as a whole, or packet by packet where not all of it may.
             if stride.min(group.len()) <= max_bytes && out.charge(group, stride).is_ok() {
@@ -355,7 +356,7 @@ impl ShardSocket {
             segment_size: (contents.len() > stride).then_some(stride),
             src_ip: to.local_ip,
         };
-        self.state.try_send((&self.io).into(), &transmit).map_err(|error| match error.kind() {
+        self.udp.send(&self.io, &transmit).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => DropReason::BufferFull,
             _ => DropReason::SendFailed,
         })
@@ -410,7 +411,7 @@ impl AsyncUdpSocket for ShardSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || self.state.send((&self.io).into(), transmit))
+        self.io.try_io(Interest::WRITABLE, || self.udp.send_or_lose(&self.io, transmit))
     }
 
     fn poll_recv(
@@ -430,8 +431,7 @@ impl AsyncUdpSocket for ShardSocket {
         while packets < MAX_PACKETS {
             packets += 1;
             ready!(self.io.poll_recv_ready(cx))?;
-            let received =
-                self.io.try_io(Interest::READABLE, || self.state.recv((&self.io).into(), bufs, meta));
+            let received = self.io.try_io(Interest::READABLE, || self.udp.recv(&self.io, bufs, meta));
             // An error is that of one packet, or there was none: the readiness says which, next time round.
             let Ok(received) = received else { continue };
             let (Some(bufs), Some(meta)) = (bufs.get_mut(..received), meta.get_mut(..received)) else {
@@ -464,15 +464,15 @@ impl AsyncUdpSocket for ShardSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        self.udp.max_send_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.state.gro_segments()
+        self.udp.max_receive_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.state.may_fragment()
+        self.udp.may_fragment()
     }
 }
 
