@@ -291,8 +291,8 @@ global
     maxconn 8000
     ssl-default-bind-options ssl-min-ver TLSv1.3
     ssl-default-server-options ssl-min-ver TLSv1.3
-    ssl-default-bind-ciphersuites TLS_AES_256_GCM_SHA384
-    ssl-default-server-ciphersuites TLS_AES_256_GCM_SHA384
+    ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256
+    ssl-default-server-ciphersuites TLS_AES_128_GCM_SHA256
 defaults
     mode tcp
     timeout connect 5s
@@ -313,18 +313,17 @@ class Failure(Exception):
 class Settings:
     """What one invocation was asked for, and where it runs."""
 
-    def __init__(self, arguments):
+    def __init__(self, *, secs=3.0, repeats=5, smoke=False, rows=None, relays=None):
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) < 2:
             raise Failure("two cores are needed: one for the relay, one for the load")
         self.relay_core, self.load_core = cores[:2]
-        self.smoke = arguments.smoke
-        self.secs = arguments.secs
-        self.repeats = 1 if arguments.smoke else arguments.repeats
-        self.binaries = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / ("debug" if arguments.smoke else "release")
-        self.rows = {name: ROWS[name] for name in (arguments.rows or ROWS)}
-        self.relays = arguments.relays
-        self.json = arguments.json
+        self.smoke = smoke
+        self.secs = secs
+        self.repeats = 1 if smoke else repeats
+        self.binaries = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / ("debug" if smoke else "release")
+        self.rows = {name: ROWS[name] for name in rows or ROWS}
+        self.relays = relays or list(NAMES)
 
     @property
     def is_complete(self):
@@ -361,15 +360,19 @@ def make_certificate(path):
     path.write_text(path.read_text() + key.read_text())
 
 
+def load_command(settings, row, relay):
+    """What puts the row's load on this relay."""
+    arguments = row.smoke if settings.smoke else row.load.format(secs=settings.secs, long_secs=2 * settings.secs)
+    command = [settings.binaries / "examples/load", "--transport", TRANSPORTS[relay.contender]]
+    return [*command, "--relay-pid", str(relay.process.pid), *relay.load, *arguments.split()]
+
+
 def measure(settings, row, contender):
     """One run through a relay of its own."""
-    arguments = row.smoke if settings.smoke else row.load.format(secs=settings.secs, long_secs=2 * settings.secs)
     with tempfile.TemporaryDirectory(prefix="zrc-peers-") as folder, Relay(settings, contender, folder) as relay:
-        command = [settings.binaries / "examples/load", "--transport", TRANSPORTS[contender]]
-        command += ["--relay-pid", str(relay.process.pid), *relay.load, *arguments.split()]
         try:
             done = subprocess.run(
-                command,
+                load_command(settings, row, relay),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -562,17 +565,19 @@ def main():
     parser.add_argument("--repeats", type=int, default=5, help="how often each row is measured through each relay (5)")
     parser.add_argument("--secs", type=float, default=3, help="how long a load lasts (3)")
     parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help=f"only these of {', '.join(ROWS)}")
-    parser.add_argument("--relays", nargs="+", choices=NAMES, default=list(NAMES), metavar="RELAY",
+    parser.add_argument("--relays", nargs="+", choices=NAMES, metavar="RELAY",
                         help=f"only these of {', '.join(NAMES)}")
     parser.add_argument("--smoke", action="store_true", help="only see whether everything works, with debug binaries")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to put every figure of every run")
     # What is running when somebody ends this is stopped on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    settings = Settings(parser.parse_args())
+    arguments = vars(parser.parse_args())
+    json_file = arguments.pop("json")
+    settings = Settings(**arguments)
     before = os.getloadavg()[0]
     runs, all_well = run(settings)
-    if settings.json:
-        settings.json.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1))
+    if json_file:
+        json_file.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1))
     if settings.is_complete and all_well:
         write_results(settings, runs, (before, os.getloadavg()[0]))
         say(f"written: {RESULTS.relative_to(ROOT)}, {PLOT.relative_to(ROOT)}")

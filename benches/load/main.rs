@@ -121,6 +121,8 @@ impl Arguments {
         let mut meter = Meter::new(relay, load);
         let (load, set_up) = self.set_up(&mut meter).await?;
 
+        // Whoever profiles the relay waits for it.
+        eprintln!("set up");
         let mut report = Report::new(self.pairs, set_up);
         if self.search {
             report.search(self.search(&load, &mut meter).await);

@@ -53,7 +53,7 @@ impl Proxied {
         roots.add(leaf.clone())?;
         // The suite that quinn and the relay agree on.
         let provider = Arc::new(CryptoProvider {
-            cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384],
+            cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
             ..aws_lc_rs::default_provider()
         });
         let mut client = ClientConfig::builder_with_provider(provider.clone())
