@@ -374,7 +374,7 @@ impl Leg {
             }
         }
         let migrated_to = (address != watched.address).then_some(address);
-        if let Some(channel) = self.channel().filter(|_| migrated_to.is_some()) {
+        if let Some(channel) = self.channel().filter(|channel| !channel.is_at(address)) {
             channel.close();
         }
         watched.address = address;

@@ -17,7 +17,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker, ready},
 };
@@ -42,8 +42,9 @@ use crate::{
     wire::channel::{self, HEADER_LEN, Packet, Tag},
 };
 
-/// Packets of raw channels that are moved in one go, before others have their turn: some milliseconds' worth.
-const MAX_PACKETS: usize = 1024;
+/// Packets of raw channels that are moved in one go, before others have their turn; a batch more at most. The
+/// runtime looks at timers each 61 turns, so a shard that has no rest looks at them each few milliseconds.
+const MAX_PACKETS: usize = 64;
 /// Packets that may wait for another shard. They are rare: a socket of several connections, in one train.
 const MAX_STRAYS: usize = 256;
 /// Larger packets than any that this protocol has need not be kept for another shard.
@@ -144,6 +145,8 @@ pub(super) struct ShardSocket {
     io: tokio::net::UdpSocket,
     udp: Udp,
     mailboxes: Arc<Mailboxes>,
+    /// What quinn was last given came from other shards.
+    had_strays: AtomicBool,
     hub: Arc<Hub>,
 }
 
@@ -162,7 +165,14 @@ impl ShardSocket {
         hub: Arc<Hub>,
     ) -> io::Result<Self> {
         let udp = Udp::new(&socket)?;
-        Ok(Self { shard, udp, io: tokio::net::UdpSocket::from_std(socket)?, mailboxes, hub })
+        Ok(Self {
+            shard,
+            udp,
+            io: tokio::net::UdpSocket::from_std(socket)?,
+            mailboxes,
+            had_strays: AtomicBool::new(false),
+            hub,
+        })
     }
 
     /// Takes out of what was received all that is not QUIC of this shard. Whether anything is left.
@@ -421,9 +431,13 @@ impl AsyncUdpSocket for ShardSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         if let Some(mailbox) = self.mailboxes.of(self.shard).filter(|_| self.mailboxes.shards() > 1) {
-            let taken = mailbox.take(bufs, meta);
-            if taken > 0 {
-                return Poll::Ready(Ok(taken));
+            // In turn with what arrives here: whoever can fill the mailbox must not keep the others out.
+            if !self.had_strays.swap(false, Relaxed) {
+                let taken = mailbox.take(bufs, meta);
+                if taken > 0 {
+                    self.had_strays.store(true, Relaxed);
+                    return Poll::Ready(Ok(taken));
+                }
             }
             mailbox.register(cx.waker());
         }
@@ -609,6 +623,72 @@ mod tests {
         socket.hand_over(1, &meta, &[0x40; MAX_STRAY_BYTES + 1]);
         socket.hand_over(7, &meta, &packet(0));
         assert_eq!(harness.dropped("shard_queue"), 7, "too large, and to nobody");
+    }
+
+    /// What quinn is given next, if anything.
+    fn poll(socket: &ShardSocket, waker: &Waker) -> Poll<Vec<Vec<u8>>> {
+        let mut space = vec![[0; 64]; 8];
+        let mut bufs: Vec<_> = space.iter_mut().map(|buf| IoSliceMut::new(buf)).collect();
+        let mut meta = [RecvMeta::default(); 8];
+        let received =
+            ready!(socket.poll_recv(&mut Context::from_waker(waker), &mut bufs, &mut meta)).unwrap();
+        Poll::Ready(
+            bufs.iter().zip(meta).take(received).map(|(buf, meta)| buf[..meta.len].to_vec()).collect(),
+        )
+    }
+
+    #[tokio::test]
+    async fn strays_without_end_do_not_keep_out_what_arrives_here() {
+        let harness = Harness::start();
+        let mailboxes = Arc::new(Mailboxes::new(2));
+        let socket = socket(Arc::new(hub(&harness)), 1, mailboxes.clone());
+        let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.send_to(&[0x40, 1, 7], socket.local_addr().unwrap()).await.unwrap();
+        socket.io.readable().await.unwrap();
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        for stray in 0..2 {
+            while mailboxes.of(1).unwrap().put(&RecvMeta::default(), &[0x40, 1, 0]) {}
+            let expected: &[u8] = if stray == 0 { &[0x40, 1, 0] } else { &[0x40, 1, 7] };
+            let Poll::Ready(given) = poll(&socket, &waker) else { panic!("there is something") };
+            assert_eq!(given.first().map(Vec::as_slice), Some(expected));
+        }
+        // And with nothing more to arrive here, all of the mailbox is had.
+        let mut strays = 0;
+        while strays < MAX_STRAYS {
+            let before = woken.0.load(Relaxed);
+            match poll(&socket, &waker) {
+                Poll::Ready(given) => strays += given.len(),
+                Poll::Pending => assert!(woken.0.load(Relaxed) > before, "nobody comes back for the rest"),
+            }
+        }
+        assert!(poll(&socket, &waker).is_pending());
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_raw_packets_gives_way_to_others() {
+        let harness = Harness::start();
+        let socket = socket(Arc::new(hub(&harness)), 0, Arc::new(Mailboxes::new(1)));
+        let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let packet = channel::data_header(Tag::new(0, [9; 6]));
+        for _ in 0..200 {
+            client.send_to(&packet, socket.local_addr().unwrap()).await.unwrap();
+        }
+        socket.io.readable().await.unwrap();
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut turns = 0;
+        while harness.dropped("raw_tag") < 200 {
+            let before = harness.dropped("raw_tag");
+            assert!(poll(&socket, &waker).is_pending());
+            turns += 1;
+            let moved = harness.dropped("raw_tag") - before;
+            assert!(moved <= (MAX_PACKETS + 8) as u64, "{moved} in one go");
+            if before + moved < 200 {
+                assert_eq!(woken.0.load(Relaxed), turns, "it comes back by itself");
+            }
+        }
+        assert!(turns >= 3);
     }
 
     #[derive(Default)]

@@ -466,6 +466,21 @@ async fn a_new_address_proves_itself_before_it_sends_or_receives() {
 }
 
 #[tokio::test]
+async fn a_channel_that_was_proven_at_the_new_address_stays_open() {
+    let harness = Harness::start();
+    let (mut device, peer) = harness.open_channels(&harness.pair()).await;
+    device.socket = Split::bind(harness.local());
+    device.joined.control.endpoint.rebind_abstract(device.socket.clone()).unwrap();
+    device.joined.send_datagram(&b"moved"[..]);
+    assert_eq!(peer.joined.datagram().await, b"moved"[..]);
+    // Most likely before the sweep sees that the client moved.
+    device.open().await;
+    harness.metric_reaches("zrc_relay_migrations_total", 1).await;
+    peer.send_data(b"still raw").await;
+    assert_eq!(device.data().await, b"still raw");
+}
+
+#[tokio::test]
 async fn the_quota_holds_to_the_byte_and_ends_the_allocation() {
     let harness = Harness::start();
     let (mut device, mut peer) =
