@@ -27,7 +27,7 @@ about() {
     client) echo "the client library builds alone and pulls in no server" ;;
     cross) echo "the client library is checked for macOS and Windows" ;;
     interop) echo "an independent client in Python drives the relay" ;;
-    peers) echo "the comparison with other relays still works (no figures)" ;;
+    peers) echo "the comparison with other relays and the benches still work (no figures)" ;;
     *) return 1 ;;
     esac
 }
@@ -100,7 +100,10 @@ step_interop() {
     ZRC_RELAY_BIN="$TARGET/debug/zrc-relay" limited 15m "$VENV/bin/python" -m pytest tests/interop
 }
 
-step_peers() { limited 25m bash benches/peers.sh --smoke; }
+step_peers() {
+    limited 25m cargo test --locked --bench parts
+    limited 25m bash benches/peers.sh --smoke
+}
 
 # The Python packages, at the versions of tests/interop/requirements.txt, installed again when that changes.
 python_packages() {
