@@ -12,10 +12,10 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use quinn::{ConnectionError, ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
+use quinn::{ConnectionError, Dir, ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
 use tokio::task::{JoinSet, coop::consume_budget};
 
-use super::{hub::Hub, leg::Leg};
+use super::{hub::Hub, leg::Leg, tls};
 use crate::{table::Denied, wire::CloseCode};
 
 /// What one pump reads at once, and holds: so many packets' worth. Each costs a look at the meter and two of QUIC's
@@ -34,7 +34,10 @@ pub(super) async fn splice_streams(hub: Arc<Hub>, leg: Arc<Leg>) {
 
 async fn splice_bidirectional(hub: &Arc<Hub>, leg: &Arc<Leg>) {
     let mut splices = JoinSet::new();
+    let mut streams = 0_u64;
     while let Some((here_send, here_recv)) = accept(leg, &mut splices, || leg.connection.accept_bi()).await {
+        streams += 1;
+        allow_more(leg, Dir::Bi, streams);
         let (here_sink, here_source) = (Sink::new(here_send), Source(here_recv));
         let (other, (there_send, there_recv)) =
             open(leg, |other| async move { other.connection.open_bi().await }).await;
@@ -52,7 +55,10 @@ async fn splice_bidirectional(hub: &Arc<Hub>, leg: &Arc<Leg>) {
 
 async fn splice_unidirectional(hub: &Arc<Hub>, leg: &Arc<Leg>) {
     let mut splices = JoinSet::new();
+    let mut streams = 0_u64;
     while let Some(here_recv) = accept(leg, &mut splices, || leg.connection.accept_uni()).await {
+        streams += 1;
+        allow_more(leg, Dir::Uni, streams);
         let here_source = Source(here_recv);
         let (_, there_send) = open(leg, |other| async move { other.connection.open_uni().await }).await;
         let there_sink = Sink::new(there_send);
@@ -130,6 +136,13 @@ where
                 std::panic::resume_unwind(error.into_panic());
             },
         }
+    }
+}
+
+/// Gives a client that uses streams room for all that it may have, before it runs into the first limit.
+fn allow_more(leg: &Leg, kind: Dir, streams: u64) {
+    if streams == u64::from(tls::FIRST_STREAMS_PER_KIND / 2) {
+        tls::allow_streams(&leg.connection, kind, tls::MAX_STREAMS_PER_KIND);
     }
 }
 

@@ -3,6 +3,7 @@
 use quinn::{ReadError, VarInt, WriteError};
 
 use super::*;
+use crate::relay::tls;
 
 /// Bytes that differ everywhere, so that nothing can be swapped unnoticed.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -382,4 +383,30 @@ async fn r5_1_works_over_ipv6() {
     assert_eq!(device.allocated.relay_addr, "::1");
     device.send_datagram(&b"six"[..]);
     assert_eq!(peer.datagram().await, &b"six"[..]);
+}
+
+#[tokio::test]
+async fn room_for_streams_grows_before_it_runs_out() {
+    let harness = Harness::start();
+    let (device, peer) = harness.joined_pair(&harness.pair()).await;
+    // None of them ends, and each is opened when the one before has arrived: the limit is never run into.
+    let mut open = Vec::new();
+    for n in 0..tls::MAX_STREAMS_PER_KIND {
+        let blocked = device.connection().stats().frame_tx.streams_blocked_bidi;
+        let (mut send, recv) = soon(device.connection().open_bi()).await.unwrap();
+        soon(send.write_all(&n.to_be_bytes())).await.unwrap();
+        let (_, mut far) = soon(peer.connection().accept_bi()).await.unwrap();
+        let mut seen = [0; 4];
+        soon(far.read_exact(&mut seen)).await.unwrap();
+        assert_eq!(seen, n.to_be_bytes());
+        assert_eq!(device.connection().stats().frame_tx.streams_blocked_bidi, blocked, "stream {n}");
+        let mut uni = soon(device.connection().open_uni()).await.unwrap();
+        soon(uni.write_all(b"x")).await.unwrap();
+        open.push((send, recv, far, uni, soon(peer.connection().accept_uni()).await.unwrap()));
+    }
+    // And no more than that.
+    let mut one_more = std::pin::pin!(device.connection().open_bi());
+    let waits =
+        std::future::poll_fn(|context| std::task::Poll::Ready(one_more.as_mut().poll(context).is_pending()));
+    assert!(waits.await);
 }
