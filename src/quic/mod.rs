@@ -1,4 +1,5 @@
 //! What relay and client both set up in quinn, beyond its own settings.
 
 pub(crate) mod acks;
+pub(crate) mod runtime;
 pub(crate) mod udp;

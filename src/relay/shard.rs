@@ -14,7 +14,7 @@ use std::{
 };
 
 use prometheus::IntGauge;
-use quinn::{Endpoint, EndpointConfig, TokioRuntime, VarInt};
+use quinn::{Endpoint, EndpointConfig, VarInt};
 use quinn_proto::crypto::HmacKey;
 use tokio::{
     sync::{Notify, oneshot},
@@ -30,7 +30,7 @@ use super::{
     socket::{Mailboxes, ShardSocket},
     tls::ShardConnectionIds,
 };
-use crate::{table::ConnId, wire::CloseCode};
+use crate::{quic::runtime::Runtime, table::ConnId, wire::CloseCode};
 
 /// How often to look for what quinn has no events for: migration, path limits, silence.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
@@ -158,7 +158,7 @@ impl RunningShard {
                 endpoint_config,
                 Some(common.server_config.clone()),
                 Arc::new(socket),
-                Arc::new(TokioRuntime),
+                Arc::new(Runtime),
             )?
         };
         let (stop, stopped) = oneshot::channel();
