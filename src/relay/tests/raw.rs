@@ -5,7 +5,7 @@ use std::{
     io::{self, IoSliceMut},
     num::NonZeroU8,
     pin::Pin,
-    sync::Mutex,
+    sync::{Mutex, atomic::AtomicBool},
     task::{Context, Poll, ready},
 };
 
@@ -17,6 +17,7 @@ use tokio::{net::UdpSocket, sync::Notify};
 
 use super::*;
 use crate::wire::{
+    Identity, Signer,
     channel::{self, Cookie, HEADER_LEN as RAW_HEADER_LEN, Packet, Tag},
     control::{Feature, PathLimit},
 };
@@ -605,4 +606,142 @@ async fn without_a_peer_raw_packets_are_dropped_as_datagrams_are() {
     socket.io.send_to(&data(device.tag, b"x"), harness.addr()).await.unwrap();
     harness.drops("no_peer", 1).await;
     assert_eq!(harness.server.allocations()[0].bytes_used, 0);
+}
+
+/// Trains from a client's own address, without rest, under this tag.
+fn flood(client: &Client, payload_bytes: usize, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
+    let socket = socket2::SockRef::from(&*client.socket.io).try_clone().unwrap();
+    let (stop, tag, relay) = (stop.clone(), client.tag, client.relay);
+    let packets: Vec<u8> = (0..20).flat_map(|n| data(tag, &vec![n; payload_bytes])).collect();
+    std::thread::spawn(move || {
+        let state = UdpSocketState::new((&socket).into()).unwrap();
+        let transmit = Transmit {
+            destination: relay,
+            ecn: None,
+            contents: &packets,
+            segment_size: Some(RAW_HEADER_LEN + payload_bytes),
+            src_ip: None,
+        };
+        let mut sent = 0;
+        while !stop.load(Ordering::Relaxed) {
+            match state.try_send((&socket).into(), &transmit) {
+                Ok(()) => sent += 20,
+                Err(_) => std::thread::yield_now(),
+            }
+            std::thread::park_timeout(Duration::from_micros(200));
+        }
+        sent
+    })
+}
+
+#[tokio::test]
+async fn however_channels_end_under_load_nothing_is_left_of_them() {
+    let harness = Harness::with(|config| {
+        config.shards = NonZeroU8::new(3);
+        config.rules.connections_per_role = 1;
+        // A goodbye may be lost in the floods.
+        config.rules.idle_timeout = Duration::from_secs(3);
+    });
+    let before = harness.server.holders();
+    let lane = |lane: usize| {
+        let harness = &harness;
+        async move {
+            for round in lane..lane + 6 {
+                let quota = if round % 6 == 5 { 2_000_000 } else { 0 };
+                let pair = harness.pair_with(|fields| fields.quota_bytes = quota);
+                let (mut device, mut peer) = harness.open_channels(&pair).await;
+                let stop = Arc::new(AtomicBool::new(false));
+                let floods = [&device, &peer].map(|client| flood(client, 100 + lane, &stop));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                match round % 6 {
+                    0 => device.joined.connection().close(quinn::VarInt::from_u32(0), b""),
+                    1 => {
+                        // A newer connection takes the place of one whose channel is in use.
+                        let newer = harness.join_split(&pair, Role::Device, &[Feature::RawChannel]).await;
+                        assert_eq!(device.joined.closing().await.0, CloseCode::Replaced);
+                        tokio::time::sleep(Duration::from_millis(30)).await;
+                        drop(newer);
+                    }
+                    2 => {
+                        let fields = pair.token.fields();
+                        let identity = Identity {
+                            signer: Signer::Device,
+                            device_id: fields.device_id,
+                            peer_id: fields.peer_id,
+                            allocation_id: fields.allocation_id,
+                        };
+                        assert!(harness.server.kill(identity.handle(), "a test"));
+                    }
+                    3 => device.joined.control.say(&ClientMessage::Release).await,
+                    4 => {
+                        device.socket = Split::bind(harness.local());
+                        device.joined.control.endpoint.rebind_abstract(device.socket.clone()).unwrap();
+                        device.joined.send_datagram(&b"moved"[..]);
+                        while peer.joined.datagram().await != b"moved"[..] {}
+                        device.send(&channel::probe(device.tag, [1; 8], [0; 8])).await;
+                        while device.socket.next().await.len() != channel::PROBE_LEN {}
+                    }
+                    _ => assert_eq!(peer.joined.closing().await.0, CloseCode::QuotaExceeded),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                stop.store(true, Ordering::Relaxed);
+                assert!(floods.into_iter().all(|flood| flood.join().unwrap() > 0));
+            }
+        }
+    };
+    tokio::join!(lane(0), lane(1), lane(2), lane(3));
+    harness.metric_becomes("zrc_relay_connections", 0).await;
+    harness.metric_becomes("zrc_relay_raw_channels", 0).await;
+    harness.metric_becomes("zrc_relay_allocations", 0).await;
+    soon(async {
+        while harness.server.holders() != before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(harness.metric("zrc_relay_socket_panics_total"), 0);
+    assert_eq!(harness.metric("zrc_relay_session_panics_total"), 0);
+}
+
+#[tokio::test]
+async fn all_ways_together_and_on_all_shards_the_quota_is_never_overshot() {
+    const QUOTA: u64 = 3_000_000;
+    let harness = Harness::with(|config| config.shards = NonZeroU8::new(2));
+    for _ in 0..4 {
+        let pair = harness.pair_with(|fields| fields.quota_bytes = QUOTA);
+        let (device, mut peer) = harness.open_channels(&pair).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let floods = [&device, &peer].map(|client| flood(client, 700, &stop));
+        let mut stream = soon(device.joined.connection().open_uni()).await.unwrap();
+        let streaming = tokio::spawn(async move { while stream.write_all(&[7; 5000]).await.is_ok() {} });
+        let connection = peer.joined.connection().clone();
+        let datagrams = tokio::spawn(async move {
+            while connection.send_datagram_wait(Bytes::from_static(&[1; 900])).await.is_ok() {}
+        });
+        let series = ["device", "peer"].map(|from| {
+            ["datagram", "stream"]
+                .map(|kind| format!("zrc_relay_forwarded_bytes_total{{from=\"{from}\",kind=\"{kind}\"}}"))
+        });
+        let forwarded = || series.iter().flatten().map(|series| harness.metric(series)).sum::<u64>();
+        let before = forwarded();
+        let ended = async {
+            let closing = peer.joined.closing().await;
+            assert_eq!(closing.0, CloseCode::QuotaExceeded);
+        };
+        let watched = async {
+            while let Some(summary) = harness.server.allocations().first() {
+                assert!(summary.bytes_used <= QUOTA, "{}", summary.bytes_used);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::join!(ended, watched);
+        stop.store(true, Ordering::Relaxed);
+        assert!(floods.into_iter().all(|flood| flood.join().unwrap() > 0));
+        drop((device, peer));
+        soon(streaming).await.unwrap();
+        soon(datagrams).await.unwrap();
+        harness.metric_becomes("zrc_relay_connections", 0).await;
+        let used = forwarded() - before;
+        assert!(used > QUOTA - 200_000 && used <= QUOTA, "{used}");
+    }
 }
