@@ -2,11 +2,16 @@
 //!
 //! Counters end in `_total`; no label takes a value that a caller chooses.
 
+mod striped;
+
 use std::fmt;
 
 use prometheus::{
     Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+
+pub use self::striped::Counter;
+use self::striped::{Counters, Family};
 
 use crate::wire::{CloseCode, Role};
 
@@ -90,13 +95,13 @@ impl DropReason {
 /// What went through in one direction.
 pub struct Forwarded {
     /// Datagrams handed to the other leg.
-    pub datagrams: IntCounter,
+    pub datagrams: Counter,
     /// Their payload bytes.
-    pub datagram_bytes: IntCounter,
+    pub datagram_bytes: Counter,
     /// Of those datagrams, how many left by the other leg's raw channel.
-    pub raw_datagrams: IntCounter,
+    pub raw_datagrams: Counter,
     /// Stream bytes handed to the other leg.
-    pub stream_bytes: IntCounter,
+    pub stream_bytes: Counter,
 }
 
 /// All metrics. Share it by `Arc`; each field is its own set of atomics.
@@ -120,11 +125,11 @@ pub struct Metrics {
     pub allocations: IntGauge,
     /// Requests refused, by code.
     refused: PerCode,
-    /// What passed, by the role that sent it.
+    /// What passed, by the role that sent it. This and what was dropped is counted for each packet, so it is striped.
     forwarded: [Forwarded; 2],
     /// Streams spliced, by kind: bidirectional, unidirectional.
     streams: [IntCounter; 2],
-    dropped: [IntCounter; DropReason::ALL.len()],
+    dropped: Vec<Counter>,
     /// Connections with a raw channel now.
     pub raw_channels: IntGauge,
     /// Probes of raw channels answered.
@@ -194,20 +199,18 @@ impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let r = &registry;
-        let datagrams = family(
-            r,
+        let mut counters = Counters::new();
+        let mut datagrams = Family::new(
             "zrc_relay_forwarded_datagrams_total",
             "Datagrams handed to the other leg, by the role that sent them.",
             &["from"],
         )?;
-        let bytes = family(
-            r,
+        let mut bytes = Family::new(
             "zrc_relay_forwarded_bytes_total",
             "Payload bytes handed to the other leg, by the role that sent them and by kind.",
             &["from", "kind"],
         )?;
-        let raw = family(
-            r,
+        let mut raw = Family::new(
             "zrc_relay_forwarded_raw_datagrams_total",
             "Of the datagrams forwarded, those that left by the other leg's raw channel, by the role that sent them.",
             &["from"],
@@ -219,12 +222,37 @@ impl Metrics {
         r.register(Box::new(shard_connections.clone()))?;
         let streams =
             family(r, "zrc_relay_streams_spliced_total", "Streams opened on the other leg.", &["kind"])?;
-        let dropped = family(
-            r,
+        let mut dropped = Family::new(
             "zrc_relay_dropped_datagrams_total",
             "Datagrams and packets that were not forwarded, by reason.",
             &["reason"],
         )?;
+        let mut forwarded = |role: Role| {
+            let from = role.to_string();
+            let mut counter = |family: &mut Family, values: &[&str]| {
+                let counter = counters.counter()?;
+                family.add(values, &counter);
+                Ok::<_, prometheus::Error>(counter)
+            };
+            Ok::<_, prometheus::Error>(Forwarded {
+                datagrams: counter(&mut datagrams, &[&from])?,
+                datagram_bytes: counter(&mut bytes, &[&from, "datagram"])?,
+                raw_datagrams: counter(&mut raw, &[&from])?,
+                stream_bytes: counter(&mut bytes, &[&from, "stream"])?,
+            })
+        };
+        let forwarded = [forwarded(Role::Device)?, forwarded(Role::Peer)?];
+        let dropped_by_reason = DropReason::ALL
+            .iter()
+            .map(|reason| {
+                let counter = counters.counter()?;
+                dropped.add(&[reason.name()], &counter);
+                Ok(counter)
+            })
+            .collect::<Result<Vec<_>, prometheus::Error>>()?;
+        for family in [datagrams, bytes, raw, dropped] {
+            r.register(Box::new(family))?;
+        }
         let build = family(r, "zrc_relay_build_info", "Always 1.", &["version", "commit"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("ZRC_RELAY_COMMIT")]).inc();
         Ok(Self {
@@ -261,17 +289,9 @@ impl Metrics {
             )?,
             allocations: gauge(r, "zrc_relay_allocations", "Allocations now.")?,
             refused: PerCode::new(r, "zrc_relay_refused_total", "Requests refused, by close code.")?,
-            forwarded: Role::BOTH.map(|role| {
-                let from = role.to_string();
-                Forwarded {
-                    datagrams: datagrams.with_label_values(&[&from]),
-                    datagram_bytes: bytes.with_label_values(&[from.as_str(), "datagram"]),
-                    raw_datagrams: raw.with_label_values(&[&from]),
-                    stream_bytes: bytes.with_label_values(&[from.as_str(), "stream"]),
-                }
-            }),
+            forwarded,
             streams: ["bi", "uni"].map(|kind| streams.with_label_values(&[kind])),
-            dropped: DropReason::ALL.map(|reason| dropped.with_label_values(&[reason.name()])),
+            dropped: dropped_by_reason,
             raw_channels: gauge(r, "zrc_relay_raw_channels", "Connections with a raw channel now.")?,
             raw_probes_answered: counter(
                 r,
