@@ -14,6 +14,7 @@
     reason = "a program tells programs on stdout and people on stderr"
 )]
 
+mod bare;
 mod lanes;
 mod pace;
 #[path = "../../src/cli/proc_stat.rs"]
@@ -101,6 +102,8 @@ enum Transport {
     Datagram,
     /// zrc-relay, packets beside QUIC
     Raw,
+    /// The same, by clients that do nothing else
+    Bare,
     /// zrc-relay, a stream each way
     Stream,
     /// A TCP proxy that ends TLS on both sides
@@ -173,6 +176,16 @@ impl Arguments {
                 let load = Arc::new(Load::new(lanes, size));
                 quic::start_datagrams(&load);
                 (load, set_up)
+            }
+            Transport::Bare => {
+                let relay = bare::Relay::new(Path::new(&self.relay))?;
+                let legs = many(self.pairs, |_| {
+                    let relay = relay.clone();
+                    async move { relay.pair().await }
+                })
+                .await?;
+                let set_up = meter.lap();
+                (bare::load(legs, size).await?, set_up)
             }
             Transport::Stream => {
                 let sessions = self.sessions().await?;

@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 use zrc_relay::{
     client::{Options, RecvStream, Relay, SendStream, Session, SigningKey, Ticket},
     clock::Clock,
-    wire::{AllocationId, DeviceId, PeerId, Role, SignedToken, TokenFields},
+    wire::{AllocationId, DeviceId, PeerId, RelayId, Role, SignedToken, TokenFields},
 };
 
 use super::{
@@ -39,25 +39,30 @@ pub fn relay(descriptor: &Path, raw_channel: bool) -> anyhow::Result<Relay> {
     }))
 }
 
-/// Both sides of a new allocation, each with keys that nobody has had before.
+/// Both sides of a new allocation.
 pub async fn pair(relay: &Relay) -> anyhow::Result<[Session; 2]> {
-    let (device_key, peer_key) = (random_key()?, random_key()?);
-    let token = TokenFields {
-        relay_id: relay.descriptor().relay_id,
-        allocation_id: AllocationId::random().context("no randomness")?,
-        device_id: DeviceId(*device_key.verifying_key().as_bytes()),
-        peer_id: PeerId(*peer_key.verifying_key().as_bytes()),
-        expires_at_unix: Clock::start().unix_secs() + TOKEN_TTL_SECS,
-        bandwidth_bytes_per_sec: u32::MAX,
-        quota_bytes: u64::MAX,
-    }
-    .sign(&device_key);
+    let (token, [device_key, peer_key]) = mint(relay.descriptor().relay_id)?;
     let device = relay.connect(ticket(&token, Role::Device, device_key)?).await?;
     let peer = relay.connect(ticket(&token, Role::Peer, peer_key)?).await?;
     for session in [&device, &peer] {
         session.peer_arrived().await?;
     }
     Ok([device, peer])
+}
+
+/// A token for a new allocation, and the keys of both sides, which nobody has had before.
+pub fn mint(relay_id: RelayId) -> anyhow::Result<(SignedToken, [SigningKey; 2])> {
+    let (device, peer) = (random_key()?, random_key()?);
+    let fields = TokenFields {
+        relay_id,
+        allocation_id: AllocationId::random().context("no randomness")?,
+        device_id: DeviceId(*device.verifying_key().as_bytes()),
+        peer_id: PeerId(*peer.verifying_key().as_bytes()),
+        expires_at_unix: Clock::start().unix_secs() + TOKEN_TTL_SECS,
+        bandwidth_bytes_per_sec: u32::MAX,
+        quota_bytes: u64::MAX,
+    };
+    Ok((fields.sign(&device), [device, peer]))
 }
 
 fn ticket(token: &SignedToken, role: Role, key: SigningKey) -> anyhow::Result<Ticket> {

@@ -21,8 +21,8 @@ const REGISTER_TRIES: usize = 10;
 
 /// A socket, and what goes before each payload.
 pub struct Client {
-    socket: UdpSocket,
-    state: UdpSocketState,
+    socket: Arc<UdpSocket>,
+    state: Arc<UdpSocketState>,
     relay: SocketAddr,
     header_len: usize,
     /// Of one packet: header and payload.
@@ -32,6 +32,26 @@ pub struct Client {
 }
 
 impl Client {
+    /// Of a socket that the relay knows.
+    pub fn new(
+        socket: Arc<UdpSocket>,
+        state: Arc<UdpSocketState>,
+        relay: SocketAddr,
+        header: &[u8],
+        size: usize,
+    ) -> Self {
+        let packet = [header, &vec![PLAIN; size]].concat();
+        let most = longest_train(size).min(state.max_gso_segments());
+        Self {
+            socket,
+            state,
+            relay,
+            header_len: header.len(),
+            packet_len: packet.len(),
+            train: Mutex::new(packet.repeat(most)),
+        }
+    }
+
     /// Sends `count` packets to the relay in one call, the first with a stamp. Answers how many have gone.
     pub fn send(&self, stamp: Option<[u8; STAMPED_BYTES]>, count: u64) -> u64 {
         let mut train = self.train.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,7 +65,7 @@ impl Client {
             segment_size: (contents.len() > self.packet_len).then_some(self.packet_len),
             src_ip: None,
         };
-        match self.state.try_send((&self.socket).into(), &transmit) {
+        match self.state.try_send((&*self.socket).into(), &transmit) {
             Ok(()) => (contents.len() / self.packet_len) as u64,
             Err(_) => 0,
         }
@@ -92,7 +112,7 @@ impl Buffers {
 
     fn receive(&mut self, client: &Client, load: &Load, lane: &Lane, role: usize) -> io::Result<()> {
         let mut slices: Vec<_> = self.bytes.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
-        let received = client.state.recv((&client.socket).into(), &mut slices, &mut self.metas)?;
+        let received = client.state.recv((&*client.socket).into(), &mut slices, &mut self.metas)?;
         for (meta, buffer) in self.metas.iter().zip(&self.bytes).take(received) {
             let packets = buffer.get(..meta.len).unwrap_or_default().chunks(meta.stride.max(1));
             // Of another length: a late answer to what was asked at set-up.
@@ -116,16 +136,7 @@ pub fn bind() -> io::Result<std::net::UdpSocket> {
 /// Makes a client of a socket that the relay knows.
 pub fn client(socket: UdpSocket, relay: SocketAddr, header: &[u8], size: usize) -> io::Result<Client> {
     let state = UdpSocketState::new((&socket).into())?;
-    let packet = [header, &vec![PLAIN; size]].concat();
-    let most = longest_train(size).min(state.max_gso_segments());
-    Ok(Client {
-        socket,
-        state,
-        relay,
-        header_len: header.len(),
-        packet_len: packet.len(),
-        train: Mutex::new(packet.repeat(most)),
-    })
+    Ok(Client::new(Arc::new(socket), Arc::new(state), relay, header, size))
 }
 
 /// A pair of the plain forwarder's clients.
