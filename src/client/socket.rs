@@ -24,8 +24,9 @@ use crate::{
 /// nobody who would send it again.
 const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 const SEND_BUFFER_BYTES: usize = 2 * 1024 * 1024;
-/// How many batches without anything for QUIC are read in a row before other tasks get their turn.
-const BATCHES_IN_A_ROW: usize = 8;
+/// How many packets that are not for QUIC are taken in a row before other tasks get their turn; an attempt that brings
+/// none counts as one.
+const PACKETS_IN_A_ROW: usize = 1024;
 /// How many connections of one session may have a raw channel on the same socket: the one in charge, its successor,
 /// and those that linger are fewer.
 const MAX_CHANNELS: usize = 8;
@@ -213,15 +214,18 @@ impl Socket {
         self.io.writable().await
     }
 
-    /// Hands what is not QUIC to its channels. `false` when nothing is left for QUIC.
-    fn sift(&self, buffers: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) -> bool {
-        let mut any_quic = false;
+    /// Hands what is not QUIC to its channels. Says how many packets that were, and whether anything is left for QUIC.
+    fn sift(&self, buffers: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) -> (usize, bool) {
+        let (mut taken, mut any_quic) = (0, false);
         for (buffer, meta) in buffers.iter_mut().zip(metas) {
             let (from, stride) = (meta.addr, meta.stride.max(1));
-            sift(buffer, meta, |packets| self.channels.deliver(from, packets, stride));
+            sift(buffer, meta, |packets| {
+                taken += packets.len().div_ceil(stride);
+                self.channels.deliver(from, packets, stride);
+            });
             any_quic |= meta.len > 0;
         }
-        any_quic
+        (taken, any_quic)
     }
 }
 
@@ -242,16 +246,20 @@ impl AsyncUdpSocket for Socket {
         buffers: &mut [IoSliceMut<'_>],
         metas: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        for _ in 0..BATCHES_IN_A_ROW {
+        let mut packets = 0;
+        while packets < PACKETS_IN_A_ROW {
+            packets += 1;
             ready!(self.io.poll_recv_ready(cx))?;
             let received = self.io.try_io(Interest::READABLE, || self.udp.recv(&self.io, buffers, metas));
             let Ok(count) = received else { continue };
             let (Some(buffers), Some(metas)) = (buffers.get_mut(..count), metas.get_mut(..count)) else {
                 continue;
             };
-            if self.sift(buffers, metas) {
+            let (taken, any_quic) = self.sift(buffers, metas);
+            if any_quic {
                 return Poll::Ready(Ok(count));
             }
+            packets += taken;
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -301,6 +309,8 @@ impl UdpPoller for Writable {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -390,6 +400,90 @@ mod tests {
                 rest = after;
             }
             prop_assert_eq!(seen, packets);
+        }
+    }
+
+    /// What quinn sees in one go: how many buffers, and the packets in them; or nothing, and whether it is to come back
+    /// at once.
+    fn poll(socket: &Socket) -> Result<Vec<Vec<u8>>, bool> {
+        let mut memory = vec![vec![0; 1472 * socket.max_receive_segments()]; quinn_udp::BATCH_SIZE];
+        let mut buffers: Vec<_> = memory.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
+        let mut metas = vec![RecvMeta::default(); buffers.len()];
+        let (woken, waker) = Flag::new();
+        match socket.poll_recv(&mut Context::from_waker(&waker), &mut buffers, &mut metas) {
+            Poll::Ready(Ok(count)) => {
+                assert!(count > 0 && metas[..count].iter().any(|meta| meta.len > 0), "an empty batch");
+                let filled = buffers.iter().zip(&metas).take(count);
+                Ok(filled
+                    .flat_map(|(buffer, meta)| buffer[..meta.len].chunks(meta.stride).map(<[u8]>::to_vec))
+                    .collect())
+            }
+            Poll::Ready(Err(error)) => panic!("{error}"),
+            Poll::Pending => Err(woken.0.load(Relaxed)),
+        }
+    }
+
+    #[derive(Default)]
+    struct Flag(AtomicBool);
+
+    impl Flag {
+        fn new() -> (Arc<Self>, std::task::Waker) {
+            let flag = Arc::new(Self::default());
+            (flag.clone(), flag.into())
+        }
+    }
+
+    impl std::task::Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Relaxed);
+        }
+    }
+
+    fn lone_socket() -> (Arc<Counters>, Socket, Socket) {
+        let counters = Arc::new(Counters::default());
+        let bind = |counters: &Arc<Counters>| {
+            let channels = Channels { entries: ArcSwap::default(), counters: counters.clone() };
+            Socket::bind("127.0.0.1:0".parse().unwrap(), Arc::new(channels)).unwrap()
+        };
+        (counters.clone(), bind(&counters), bind(&counters))
+    }
+
+    #[tokio::test]
+    async fn quinn_is_never_given_an_empty_batch_and_others_get_their_turn() {
+        let (counters, socket, sender) = lone_socket();
+        let to = socket.local_addr().unwrap();
+        sender.writable().await.unwrap();
+        // As many at once as the kernel takes; they cost no room of their own.
+        let train = vec![0x3f; 10 * sender.max_segments()];
+        let trains = 5 * PACKETS_IN_A_ROW / sender.max_segments();
+        for _ in 0..trains {
+            sender.send(to, &train, 10).unwrap();
+        }
+        let dropped = || counters.snapshot().raw_dropped_malformed as usize;
+        socket.io.readable().await.unwrap();
+        assert_eq!(poll(&socket), Err(true));
+        let at_once = dropped();
+        assert!((PACKETS_IN_A_ROW..=4 * PACKETS_IN_A_ROW).contains(&at_once), "{at_once}");
+        while poll(&socket) == Err(true) {}
+        assert_eq!(dropped(), trains * sender.max_segments());
+        // Nothing, too, is no batch.
+        sender.send(to, &[], 1).unwrap();
+        sender.send(to, &[0x3f], 1).unwrap();
+        socket.io.readable().await.unwrap();
+        assert_eq!(poll(&socket), Err(false));
+        sender.send(to, &[[0x3f, 1], [0xc0, 1], [0x20, 2], [0x40, 2]].concat(), 2).unwrap();
+        socket.io.readable().await.unwrap();
+        assert_eq!(poll(&socket), Ok(vec![vec![0xc0, 1], vec![0x40, 2]]));
+        assert_eq!(dropped(), trains * sender.max_segments() + 3);
+    }
+
+    #[tokio::test]
+    async fn a_poller_waits_for_room_and_can_be_used_again() {
+        let (_, socket, _) = lone_socket();
+        let socket = Arc::new(socket);
+        let mut poller = socket.clone().create_io_poller();
+        for _ in 0..3 {
+            std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
         }
     }
 
