@@ -550,6 +550,12 @@ impl Session {
         self.shared().grant.load().observed_addr
     }
 
+    /// The connection in charge.
+    #[cfg(test)]
+    pub(super) fn link(&self) -> Option<Arc<Link>> {
+        self.shared().current.load_full()
+    }
+
     /// Moves the present connection to a new local UDP socket, after a change of network. The session, its
     /// streams included, goes on from there; without a connection nothing happens.
     ///

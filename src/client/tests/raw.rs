@@ -15,7 +15,7 @@ use crate::{
     wire::{
         CloseCode,
         channel::{self, Tag},
-        control::{Allocated, Channel, Feature, PathLimit, RelayMessage},
+        control::{Allocated, Channel, Feature, Migrate, PathLimit, RelayMessage},
     },
 };
 
@@ -41,6 +41,7 @@ fn limits(max_datagram_bytes: u32, max_raw_bytes: u32) -> RelayMessage {
 }
 
 struct Stage {
+    pair: Pair,
     fake: Fake,
     way: RawWay,
     session: Session,
@@ -63,7 +64,7 @@ impl Stage {
         let (session, guest) = join!(relay.connect(pair.ticket()), offered(&fake));
         let session = session.unwrap();
         let events = session.events();
-        Self { fake, way, session, guest, events, _clock: clock }
+        Self { pair, fake, way, session, guest, events, _clock: clock }
     }
 
     /// The same with an open channel, whose probes are answered.
@@ -537,6 +538,72 @@ async fn a_new_local_address_goes_by_quic_until_a_probe_from_there_is_answered()
     stage.way.send(&stage.data(TAG, b"back")).await;
     assert_eq!(soon(stage.session.recv_datagram()).await.unwrap(), "back");
     assert_eq!(stage.session.stats().reconnects, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_without_room_refuses_and_a_patient_sender_waits() {
+    let mut stage = Stage::open().await;
+    stage.quiet().await;
+    let link = stage.session.link().unwrap();
+    link.local.port.swap_socket();
+    assert!(matches!(stage.session.send_datagram("x".into()), Err(SendError::BufferFull)));
+    assert!(matches!(stage.session.send_datagram("".into()), Err(SendError::BufferFull)));
+    assert!(matches!(stage.session.send_train(b"four", 1), Err(SendError::BufferFull)));
+    let stats = stage.session.stats();
+    assert_eq!((stats.send_buffer_full, stats.datagrams_sent, stats.raw_sent), (6, 0, 0));
+    stage.session.send_datagram_wait("patient".into()).await.unwrap();
+    assert_eq!(stage.way.data().await, (TAG, b"patient".into()));
+}
+
+/// The ping that a silent channel sends is one of those that are counted, and hurries nothing: three of them, a second
+/// apart, and a second for the last one.
+#[tokio::test(start_paused = true)]
+async fn a_silent_relay_is_given_up_no_sooner_for_the_channel() {
+    for busy in [false, true] {
+        let stage = Stage::new().await;
+        // Out of step with the other pings.
+        sleep(SECOND / 2).await;
+        let stage = stage.opened().await;
+        sleep(3 * SECOND).await;
+        let pings = stage.guest.pings.clone();
+        stage.guest.ignore_pings();
+        stage.way.answers.store(false, Relaxed);
+        let before = pings.seen.lock().unwrap().len();
+        let streaming = async {
+            let Ok(mut send) = stage.session.open_uni().await else { return };
+            while busy && send.write_all(b"x").await.is_ok() {
+                sleep(SECOND / 10).await;
+            }
+        };
+        let pinged = async {
+            while pings.seen.lock().unwrap().len() == before {
+                sleep(SECOND / 100).await;
+            }
+            Instant::now()
+        };
+        let given_up = async {
+            stage.fake.hello().await;
+            Instant::now()
+        };
+        let (pinged, given_up) = tokio::select! {
+            both = async { join!(pinged, given_up) } => both,
+            () = async { streaming.await; std::future::pending().await } => unreachable!(),
+        };
+        let took = given_up - pinged;
+        assert!(took >= 3 * SECOND - SECOND / 10 && took <= 4 * SECOND, "{took:?}, busy {busy}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_move_to_a_relay_without_a_channel_is_told() {
+    let mut stage = Stage::open().await;
+    let away = Fake::new(&stage.pair);
+    let migrate = Migrate { relays: vec![away.info()], deadline_ms: 30_000 };
+    stage.guest.say(RelayMessage::Migrate(migrate)).await;
+    let next = away.guest().await;
+    assert!(!stage.turned().await);
+    stage.session.send_datagram("by QUIC".into()).unwrap();
+    assert_eq!(soon(next.connection.read_datagram()).await.unwrap(), "by QUIC");
 }
 
 /// What never stops coming and is not QUIC holds up neither QUIC nor other tasks.
