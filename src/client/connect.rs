@@ -8,8 +8,8 @@ use std::{
 };
 
 use quinn::{
-    ClientConfig, Connection, ConnectionError, ConnectionId, Endpoint, IdleTimeout, MtuDiscoveryConfig,
-    ReadExactError, RecvStream, SendStream, TransportConfig, VarInt, congestion::CubicConfig,
+    ClientConfig, Connection, ConnectionError, ConnectionId, Endpoint, IdleTimeout, ReadExactError,
+    RecvStream, SendStream, TransportConfig, VarInt, congestion::CubicConfig,
     crypto::rustls::QuicClientConfig,
 };
 use rustls::pki_types::CertificateDer;
@@ -23,7 +23,7 @@ use super::{
     trust::{self, Trust, Verdict},
 };
 use crate::{
-    quic::acks,
+    quic::{acks, mtu},
     wire::{
         CloseCode, Descriptor, RelayId, SpkiPin,
         control::{
@@ -413,8 +413,6 @@ fn client_config(
 }
 
 fn transport_config(options: &Options) -> TransportConfig {
-    let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(1452);
     let mut cubic = CubicConfig::default();
     // What crosses is mostly congestion-controlled already: start where a path of 10 ms at 50 Mbit/s is full.
     cubic.initial_window(64 * 1024);
@@ -427,7 +425,7 @@ fn transport_config(options: &Options) -> TransportConfig {
     config
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(MAX_IDLE_TIMEOUT_MS))))
         .keep_alive_interval(Some(options.keep_alive.clamp(MIN_KEEP_ALIVE, MAX_KEEP_ALIVE)))
-        .mtu_discovery_config(Some(mtu))
+        .mtu_discovery_config(Some(mtu::discovery()))
         .congestion_controller_factory(Arc::new(cubic))
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(streams))

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::StartError;
 use crate::{
-    quic::acks,
+    quic::{acks, mtu},
     wire::{ALPN, SpkiPin},
 };
 
@@ -66,8 +66,6 @@ const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 pub(super) const DATAGRAM_SEND_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// How much longer QUIC waits than the relay's own idle timer, so that an end has a code.
 const IDLE_MARGIN: Duration = Duration::from_secs(10);
-/// The largest UDP payload tried: an Ethernet frame of 1500 bytes less IPv6 and UDP headers.
-const MTU_UPPER_BOUND_BYTES: u16 = 1452;
 
 /// What stateless resets are made of.
 ///
@@ -136,9 +134,7 @@ pub(super) fn server_config(
             IdleTimeout::try_from(idle_timeout + IDLE_MARGIN).map_err(|_| StartError::IdleTimeout)?,
         ));
     acks::ask_for_few(&mut transport);
-    let mut mtu = quinn::MtuDiscoveryConfig::default();
-    mtu.upper_bound(MTU_UPPER_BOUND_BYTES);
-    transport.mtu_discovery_config(Some(mtu));
+    transport.mtu_discovery_config(Some(mtu::discovery()));
 
     let quic = QuicServerConfig::try_from(tls).map_err(|_| StartError::NoInitialCipher)?;
     let mut config = quinn::ServerConfig::with_crypto(acks::server(Arc::new(quic)));
