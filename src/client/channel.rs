@@ -30,6 +30,9 @@ use crate::wire::channel::{self, Cookie, HEADER_LEN, Nonce, PROBE_LEN, Tag};
 
 /// How often the relay is asked whether raw packets pass.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// How long an open channel's answer may take before the next probe goes and QUIC has a look: four round trips, but
+/// no less than this. A changed NAT binding swallows everything until then.
+const LEAST_PATIENCE: Duration = Duration::from_millis(400);
 /// How many of the last probes' answers still count.
 const MAX_OUTSTANDING: usize = 4;
 /// How much goes to the kernel at once: less than any UDP packet may hold.
@@ -269,8 +272,10 @@ pub(super) async fn run(link: &Link, shared: &Shared) {
         // Without randomness TLS fails too, so it does not matter what the nonce then is.
         let _ = getrandom::fill(&mut nonce);
         channel.look_at_path(&link.connection);
+        let patience = (link.connection.rtt() * 4).clamp(LEAST_PATIENCE, PROBE_EVERY);
         channel.probing(|probing| {
-            let Some(Step { packet, unanswered }) = probing.step(Instant::now(), nonce) else { return };
+            let step = probing.step(Instant::now(), nonce, patience);
+            let Some(Step { packet, unanswered }) = step else { return };
             if unanswered {
                 link.ping_soon();
             }
@@ -290,11 +295,19 @@ struct Probing {
     /// Of the latest probe that was answered.
     cookie: Cookie,
     cookie_of: u64,
+    /// The one that the last probe showed.
+    shown: Cookie,
     /// How many probes have been sent with this tag; the last one's number.
     sent: u64,
     outstanding: VecDeque<(u64, Nonce)>,
     /// The last probe has been answered.
     last_answered: bool,
+    /// When it was sent.
+    last_sent: Option<Instant>,
+    /// It went because of an answer, not because it was time.
+    last_at_once: bool,
+    /// The next one does.
+    at_once: bool,
     open: bool,
     /// When the next probe is due; never without a tag.
     next: Option<Instant>,
@@ -319,6 +332,7 @@ impl Probing {
     fn silence(&mut self) {
         self.outstanding.clear();
         self.last_answered = false;
+        self.at_once = false;
         self.open = false;
     }
 
@@ -330,8 +344,9 @@ impl Probing {
         }
     }
 
-    /// The next probe, when it is due. Whether the channel is open follows from the one before.
-    fn step(&mut self, now: Instant, nonce: Nonce) -> Option<Step> {
+    /// The next probe, when it is due. Whether the channel is open follows from the one before. While it is open, the
+    /// one after is due after this patience, or once answered, a second after this one.
+    fn step(&mut self, now: Instant, nonce: Nonce, patience: Duration) -> Option<Step> {
         let tag = self.tag.filter(|_| self.next.is_some_and(|next| now >= next))?;
         let unanswered = self.open && !self.last_answered;
         self.open = self.last_answered;
@@ -341,13 +356,16 @@ impl Probing {
         if self.outstanding.len() > MAX_OUTSTANDING {
             self.outstanding.pop_front();
         }
-        self.next = Some(now + PROBE_EVERY);
+        self.shown = self.cookie;
+        self.last_sent = Some(now);
+        self.last_at_once = std::mem::take(&mut self.at_once);
+        self.next = Some(now + if self.open { patience } else { PROBE_EVERY });
         Some(Step { packet: channel::probe(tag, nonce, self.cookie), unanswered })
     }
 
-    /// Whether this answers a probe. After the answer of the last one, if there was silence, another probe is due at
-    /// once: with the new cookie, so that the relay opens its direction too, and takes data from an address that it
-    /// does not know yet. With it the channel is open. An answer to an earlier one brings its cookie and opens
+    /// Whether this answers a probe. After the answer of the last one, if there was silence or the cookie is another
+    /// one than that probe's, another probe is due at once: with the new cookie, so that the relay opens its direction
+    /// too, and takes data from an address that it does not know yet. With it the channel is open. An answer to an earlier one brings its cookie and opens
     /// nothing, or a path slower than a second would open and close forever.
     fn answer(&mut self, nonce: &Nonce, cookie: Cookie, now: Instant) -> bool {
         let Some(at) = self.outstanding.iter().position(|(_, its)| its == nonce) else { return false };
@@ -357,9 +375,11 @@ impl Probing {
         }
         if number == self.sent {
             self.last_answered = true;
-            if !self.open {
-                self.next = Some(now);
-            }
+            self.at_once = !self.open || (cookie != self.shown && !self.last_at_once);
+            self.next = match self.last_sent {
+                Some(sent) if !self.at_once => Some(sent + PROBE_EVERY),
+                _ => Some(now),
+            };
         }
         true
     }
@@ -370,6 +390,7 @@ mod tests {
     use super::*;
     use crate::wire::channel::Packet;
 
+    const PATIENCE: Duration = Duration::from_millis(500);
     const TAG: Tag = Tag::new(1, [2; 6]);
 
     fn cookie_in(step: &Step) -> Cookie {
@@ -382,7 +403,7 @@ mod tests {
     fn begun() -> (Probing, Instant) {
         let mut probing = Probing::default();
         let now = Instant::now();
-        assert_eq!((probing.next, probing.step(now, [0; 8])), (None, None));
+        assert_eq!((probing.next, probing.step(now, [0; 8], PATIENCE)), (None, None));
         probing.begin(TAG, now);
         (probing, now)
     }
@@ -391,12 +412,12 @@ mod tests {
     fn the_first_answer_opens_and_one_further_probe_is_due_at_once() {
         let (mut probing, now) = begun();
         assert_eq!(probing.next, Some(now));
-        assert_eq!(cookie_in(&probing.step(now, [1; 8]).unwrap()), [0; 8]);
-        assert_eq!(probing.step(now, [1; 8]), None);
+        assert_eq!(cookie_in(&probing.step(now, [1; 8], PATIENCE).unwrap()), [0; 8]);
+        assert_eq!(probing.step(now, [1; 8], PATIENCE), None);
         assert_eq!(probing.header(), CLOSED);
         assert!(probing.answer(&[1; 8], [9; 8], now));
         assert_eq!(probing.header(), CLOSED, "not before the cookie is on its way");
-        let further = probing.step(now, [2; 8]).unwrap();
+        let further = probing.step(now, [2; 8], PATIENCE).unwrap();
         assert_eq!(probing.header().to_be_bytes(), channel::data_header(TAG));
         assert_eq!((cookie_in(&further), further.unanswered), ([9; 8], false));
         // At most one such.
@@ -405,52 +426,92 @@ mod tests {
         // And an answer counts once.
         assert!(!probing.answer(&[2; 8], [7; 8], now));
         assert!(!probing.answer(&[1; 8], [7; 8], now));
-        assert_eq!(cookie_in(&probing.step(now + PROBE_EVERY, [3; 8]).unwrap()), [8; 8]);
+        assert_eq!(cookie_in(&probing.step(now + PROBE_EVERY, [3; 8], PATIENCE).unwrap()), [8; 8]);
     }
 
     #[test]
     fn silence_closes_and_an_answer_opens_again() {
         let (mut probing, mut now) = begun();
-        probing.step(now, [1; 8]);
+        probing.step(now, [1; 8], PATIENCE);
         probing.answer(&[1; 8], [9; 8], now);
-        probing.step(now, [2; 8]);
+        probing.step(now, [2; 8], PATIENCE);
         assert_ne!(probing.header(), CLOSED);
         now += PROBE_EVERY;
-        let step = probing.step(now, [3; 8]).unwrap();
+        let step = probing.step(now, [3; 8], PATIENCE).unwrap();
         assert!(step.unanswered);
         assert_eq!((cookie_in(&step), probing.header()), ([9; 8], CLOSED));
         now += PROBE_EVERY;
-        assert!(!probing.step(now, [4; 8]).unwrap().unanswered, "it is said once");
+        assert!(!probing.step(now, [4; 8], PATIENCE).unwrap().unanswered, "it is said once");
         assert!(probing.answer(&[4; 8], [5; 8], now));
-        assert_eq!(cookie_in(&probing.step(now, [5; 8]).unwrap()), [5; 8]);
+        assert_eq!(cookie_in(&probing.step(now, [5; 8], PATIENCE).unwrap()), [5; 8]);
         assert_ne!(probing.header(), CLOSED);
+    }
+
+    #[test]
+    fn while_it_is_open_an_answer_is_missed_before_the_second_is_over() {
+        let (mut probing, mut now) = begun();
+        probing.step(now, [1; 8], PATIENCE);
+        assert_eq!(probing.next, Some(now + PROBE_EVERY), "nothing is at stake yet");
+        probing.answer(&[1; 8], [9; 8], now);
+        probing.step(now, [2; 8], PATIENCE);
+        assert_eq!(probing.next, Some(now + PATIENCE));
+        probing.answer(&[2; 8], [9; 8], now + PATIENCE / 2);
+        assert_eq!(probing.next, Some(now + PROBE_EVERY), "a second after it was sent");
+        now += PROBE_EVERY;
+        probing.step(now, [3; 8], PATIENCE);
+        now += PATIENCE;
+        assert!(probing.step(now, [4; 8], PATIENCE).unwrap().unanswered);
+        assert_eq!((probing.header(), probing.next), (CLOSED, Some(now + PROBE_EVERY)));
+        // It was only slow: as soon as any answer of the last one is there, it is open again.
+        probing.answer(&[4; 8], [9; 8], now + PATIENCE);
+        probing.step(now + PATIENCE, [5; 8], PATIENCE);
+        assert_ne!(probing.header(), CLOSED);
+    }
+
+    #[test]
+    fn another_cookie_is_shown_at_once_and_no_more_than_once_a_second() {
+        let (mut probing, mut now) = begun();
+        probing.step(now, [1; 8], PATIENCE);
+        probing.answer(&[1; 8], [1; 8], now);
+        probing.step(now, [2; 8], PATIENCE);
+        for round in 1..5 {
+            // QUIC may have moved to another address, from which the relay takes no data before it has this one back.
+            probing.answer(&[2; 8], [round; 8], now);
+            assert_eq!(probing.next, Some(now + PROBE_EVERY));
+            now += PROBE_EVERY;
+            probing.step(now, [1; 8], PATIENCE);
+            probing.answer(&[1; 8], [round + 100; 8], now);
+            assert_eq!(probing.next, Some(now));
+            let step = probing.step(now, [2; 8], PATIENCE).unwrap();
+            assert_eq!((cookie_in(&step), step.unanswered), ([round + 100; 8], false));
+        }
     }
 
     #[test]
     fn a_late_answer_brings_its_cookie_and_opens_nothing() {
         let (mut probing, mut now) = begun();
         for nonce in 1..=6 {
-            probing.step(now, [nonce; 8]);
+            probing.step(now, [nonce; 8], PATIENCE);
             now += PROBE_EVERY;
         }
         assert!(!probing.answer(&[2; 8], [2; 8], now), "too long ago");
         assert!(probing.answer(&[5; 8], [5; 8], now));
         assert!(probing.answer(&[3; 8], [3; 8], now));
-        assert_eq!(cookie_in(&probing.step(now, [7; 8]).unwrap()), [5; 8], "the newest cookie");
+        assert_eq!(cookie_in(&probing.step(now, [7; 8], PATIENCE).unwrap()), [5; 8], "the newest cookie");
         assert_eq!(probing.header(), CLOSED);
     }
 
     #[test]
     fn a_new_tag_and_a_new_address_forget_what_is_on_its_way() {
         let (mut probing, now) = begun();
-        probing.step(now, [1; 8]);
+        probing.step(now, [1; 8], PATIENCE);
         probing.answer(&[1; 8], [9; 8], now);
-        probing.step(now, [2; 8]);
+        probing.step(now, [2; 8], PATIENCE);
         probing.silence();
         assert_eq!((probing.header(), probing.answer(&[2; 8], [8; 8], now)), (CLOSED, false));
         let other = Tag::new(7, [7; 6]);
         probing.begin(other, now);
-        let step = probing.step(now, [3; 8]).unwrap();
+        let step = probing.step(now, [3; 8], PATIENCE).unwrap();
         assert_eq!(step.packet, channel::probe(other, [3; 8], [0; 8]));
     }
 }

@@ -514,3 +514,68 @@ async fn the_examples_work() {
     let usage = send_file::run(vec!["example".into()]).await.unwrap_err().to_string();
     assert!(usage.starts_with("usage: "), "{usage}");
 }
+
+/// A NAT in front of the relay, for one client: it forgets its binding when told to.
+struct Nat {
+    addr: SocketAddr,
+    forget: Arc<tokio::sync::Notify>,
+    _task: tokio::task::JoinSet<()>,
+}
+
+impl Nat {
+    async fn new(relay: SocketAddr) -> Self {
+        let bind = || tokio::net::UdpSocket::bind("127.0.0.1:0");
+        let near = bind().await.unwrap();
+        let addr = near.local_addr().unwrap();
+        let forget = Arc::new(tokio::sync::Notify::new());
+        let forgets = forget.clone();
+        let mut task = tokio::task::JoinSet::new();
+        task.spawn(async move {
+            let (mut out, mut back) = ([0; 2000], [0; 2000]);
+            let mut client = None;
+            let mut far = bind().await.unwrap();
+            loop {
+                tokio::select! {
+                    biased;
+                    () = forgets.notified() => far = bind().await.unwrap(),
+                    Ok((len, from)) = near.recv_from(&mut out) => {
+                        client = Some(from);
+                        let _ = far.send_to(&out[..len], relay).await;
+                    }
+                    Ok((len, _)) = far.recv_from(&mut back) => {
+                        if let Some(client) = client {
+                            let _ = near.send_to(&back[..len], client).await;
+                        }
+                    }
+                }
+            }
+        });
+        Self { addr, forget, _task: task }
+    }
+}
+
+#[tokio::test]
+async fn a_nat_that_forgets_its_binding_is_noticed_within_seconds() {
+    let running = Running::start();
+    let pair = running.pair();
+    let nat = Nat::new(running.server.local_addr()).await;
+    let behind = Relay::new(Descriptor { port: nat.addr.port(), ..running.descriptor() });
+    let open = running.relay();
+    let (device, peer) =
+        join!(behind.connect(pair.ticket(Role::Device, 3600)), open.connect(pair.ticket(Role::Peer, 3600)));
+    let (device, peer) = (device.unwrap(), peer.unwrap());
+    for _ in 0..3 {
+        crosses_raw(&device, &peer).await;
+        crosses_raw(&peer, &device).await;
+        let clock = Clock::start();
+        nat.forget.notify_one();
+        crosses(&device, &peer).await;
+        let out = clock.mono();
+        crosses(&peer, &device).await;
+        let both = clock.mono();
+        eprintln!("out again after {out:?}, both ways after {both:?}");
+        // A second until the next probe, a moment until it is missed, a quarter of one until the relay looks.
+        assert!(both < Duration::from_secs(6), "{both:?}");
+    }
+    assert_eq!((device.stats().reconnects, peer.stats().reconnects), (0, 0));
+}

@@ -165,7 +165,7 @@ async fn an_answer_opens_it_and_is_answered_at_once_with_its_cookie() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn probes_go_once_a_second_and_keep_it_open() {
+async fn probes_go_once_a_second_and_again_with_another_cookie_and_keep_it_open() {
     let mut stage = Stage::open().await;
     let started = Instant::now();
     for _ in 0..2 {
@@ -176,7 +176,8 @@ async fn probes_go_once_a_second_and_keep_it_open() {
         assert_eq!(cookie, [number; 8], "that of the last answer");
     }
     let took = started.elapsed();
-    assert!(took >= 27 * SECOND && took <= 29 * SECOND, "{took:?}");
+    // Here each answer has a cookie of its own.
+    assert!(took >= 13 * SECOND && took <= 15 * SECOND, "{took:?}");
     let stats = stage.session.stats();
     assert!(stats.raw_open && stats.probes_sent - stats.probes_answered <= 1, "{stats:?}");
 }
