@@ -19,6 +19,7 @@ const TOTALS = [
   { label: "Connections opened", name: "zrc_relay_connections_opened_total" },
   { label: "Handshakes not finished", name: "zrc_relay_handshakes_failed_total" },
   { label: "Handshakes turned away", name: "zrc_relay_handshakes_refused_total" },
+  { label: "Addresses doubted", name: "zrc_relay_handshakes_retried_total" },
   { label: "Allocations created", name: "zrc_relay_allocations_created_total" },
   { label: "Streams opened", name: "zrc_relay_streams_spliced_total" },
   { label: "Raw channels now", name: "zrc_relay_raw_channels" },

@@ -117,6 +117,8 @@ pub struct Metrics {
     pub handshakes_failed: IntCounter,
     /// Connection attempts turned away because too many were not yet authenticated.
     pub handshakes_refused: IntCounter,
+    /// Connection attempts asked to prove their address first, because many were not yet authenticated.
+    pub handshakes_retried: IntCounter,
     /// Allocations that came into being. created - ended = `allocations`.
     pub allocations_created: IntCounter,
     /// Allocations that are over, by code.
@@ -276,6 +278,11 @@ impl Metrics {
                 r,
                 "zrc_relay_handshakes_refused_total",
                 "Connection attempts turned away because too many were not yet authenticated.",
+            )?,
+            handshakes_retried: counter(
+                r,
+                "zrc_relay_handshakes_retried_total",
+                "Connection attempts asked to prove their address first, because many were not yet authenticated.",
             )?,
             allocations_created: counter(
                 r,

@@ -85,6 +85,13 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> 
         incoming.refuse();
         return None;
     };
+    // Whoever makes addresses up takes no more than half of the places.
+    if unauthenticated.among_many && !incoming.remote_address_validated() {
+        hub.metrics.handshakes_retried.inc();
+        // Fails only for an address that has proven itself.
+        let _ = incoming.retry();
+        return None;
+    }
     let connection = match incoming.accept() {
         Ok(connecting) => timeout(HANDSHAKE_TIMEOUT, connecting).await,
         Err(error) => Ok(Err(error)),

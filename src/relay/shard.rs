@@ -53,9 +53,11 @@ impl Shard {
 
     /// A place among the connections without a token; `None` when all are taken.
     pub fn unauthenticated(&self) -> Option<Unauthenticated> {
-        let place = Unauthenticated(self.unauthenticated.clone());
         let taken = self.unauthenticated.fetch_add(1, Ordering::Relaxed);
-        (taken < self.terms.max_unauthenticated).then_some(place)
+        let max = self.terms.max_unauthenticated;
+        let place =
+            Unauthenticated { all: self.unauthenticated.clone(), among_many: taken >= max.div_ceil(2) };
+        (taken < max).then_some(place)
     }
 
     /// Has the sweep look at this leg for as long as the answer lives.
@@ -86,11 +88,15 @@ impl Shard {
 }
 
 /// A place among the connections without a token.
-pub(super) struct Unauthenticated(Arc<AtomicUsize>);
+pub(super) struct Unauthenticated {
+    all: Arc<AtomicUsize>,
+    /// Half of the places were taken before.
+    pub among_many: bool,
+}
 
 impl Drop for Unauthenticated {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.all.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

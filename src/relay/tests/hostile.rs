@@ -397,6 +397,24 @@ async fn a_handshake_that_does_not_end_gives_its_place_back() {
     harness.join(&harness.pair(), Role::Device).await;
 }
 
+/// Callers whose addresses are made up: no answer reaches them.
+#[tokio::test]
+async fn made_up_addresses_do_not_take_all_places() {
+    let harness = Harness::with(|config| config.max_unauthenticated = 4);
+    let mut callers = Vec::new();
+    for _ in 0..12 {
+        let unanswered = far_away(harness.addr(), Duration::ZERO, Arc::new(AtomicUsize::new(0))).await;
+        let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let connecting = endpoint.connect_with(harness.client_config(), unanswered, "localhost").unwrap();
+        callers.push((connecting, endpoint));
+    }
+    harness.metric_reaches("zrc_relay_handshakes_retried_total", 10).await;
+    // None of them has given its place back yet, and whoever can be answered is let in all the same.
+    let _pair = harness.joined_pair(&harness.pair()).await;
+    assert_eq!(harness.metric("zrc_relay_handshakes_failed_total"), 0);
+    assert_eq!(harness.metric("zrc_relay_handshakes_refused_total"), 0);
+}
+
 /// All streams that a client may have, each as full as it may be, and nobody reads them.
 #[tokio::test]
 async fn full_streams_are_bounded_and_leave_room_for_the_control_stream() {
