@@ -1,4 +1,7 @@
 //! A connection's raw channel: packets beside QUIC on the same socket, for as long as its probes are answered.
+//!
+//! Probes cost an idle phone its radio's rest, so the channel sleeps while nothing crosses: it is closed, nothing is
+//! sent and no timer runs. What is sent or received next goes as without a channel and wakes it.
 
 use std::{
     cell::RefCell,
@@ -7,7 +10,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -33,6 +36,13 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How long an open channel's answer may take before the next probe goes and QUIC has a look: four round trips, but
 /// no less than this. A changed NAT binding swallows everything until then.
 const LEAST_PATIENCE: Duration = Duration::from_millis(400);
+/// How long an answered channel without datagrams stays awake. Longer than the pauses of who types, polls or measures
+/// once in a few seconds, for whom each waking would cost a round trip by QUIC; shorter than the time between two
+/// keep-alives of what is relayed (15 s and more), or these alone would keep it awake for good.
+const IDLE: Duration = Duration::from_secs(10);
+/// The same while probes are not answered. A path that is down loses what would keep this side awake; but a relay bears
+/// that for so long as a rule and then ends the connection, so by then it is only raw packets that do not pass.
+const IDLE_UNANSWERED: Duration = Duration::from_secs(30);
 /// How many of the last probes' answers still count.
 const MAX_OUTSTANDING: usize = 4;
 /// How much goes to the kernel at once: less than any UDP packet may hold.
@@ -71,6 +81,10 @@ pub(super) struct Channel {
     /// The same of this side's path, as of the last look.
     path_limit: AtomicUsize,
     probing: Mutex<Probing>,
+    /// Nobody probes until this is taken back.
+    asleep: AtomicBool,
+    /// Datagrams have crossed that would have gone raw through an open channel. What goes raw is counted already.
+    used: AtomicBool,
     /// There is something new for [`run`].
     news: Notify,
 }
@@ -93,6 +107,8 @@ impl Channel {
             limit: AtomicUsize::new(0),
             path_limit: AtomicUsize::new(0),
             probing: Mutex::default(),
+            asleep: AtomicBool::new(false),
+            used: AtomicBool::new(false),
             news: Notify::new(),
         })
     }
@@ -121,7 +137,10 @@ impl Channel {
     /// The relay has named the channel, or named it anew.
     pub(super) fn begin(self: &Arc<Self>, tag: Tag) {
         if self.port.channels.enter(tag, self) {
-            self.probing(|probing| probing.begin(tag, Instant::now()));
+            self.probing(|probing| {
+                probing.begin(tag, Instant::now());
+                self.asleep.store(false, Relaxed);
+            });
         } else {
             tracing::debug!("too many raw channels on one socket");
             self.probing(|probing| *probing = Probing::default());
@@ -132,6 +151,40 @@ impl Channel {
     /// The relay's word on how large a payload the other side's path carries.
     pub(super) fn set_limit(&self, max_raw_bytes: usize) {
         self.limit.store(max_raw_bytes, Relaxed);
+    }
+
+    /// A datagram has come as without a channel, which would have come raw with one: it is to be awake.
+    pub(super) fn touch(&self) {
+        self.used.store(true, Relaxed);
+        if self.asleep.load(Relaxed) && self.asleep.swap(false, Relaxed) {
+            self.news.notify_one();
+        }
+    }
+
+    /// As [`touch`](Self::touch), for a datagram of this size that came by a stream, if it would have come raw: the
+    /// relay has no other way for what fits the channel and no QUIC datagram.
+    pub(super) fn touch_by_stream(&self, bytes: usize, connection: &Connection) {
+        if self.offered {
+            self.look_at_path(connection);
+            if bytes <= self.path_limit.load(Relaxed) {
+                self.touch();
+            }
+        }
+    }
+
+    /// The channel is closed, and there is a datagram of this size for it.
+    fn wanted(&self, bytes: usize) {
+        let limit = self.limit.load(Relaxed);
+        if limit > 0 && bytes <= limit {
+            self.touch();
+        }
+    }
+
+    /// Whether anything has crossed since this was asked last, given how many raw packets had then.
+    fn was_used(&self, raw_packets: &mut u64) -> bool {
+        let now = self.counters.raw_sent.get() + self.counters.raw_received.get();
+        let raw = std::mem::replace(raw_packets, now) != now;
+        self.used.swap(false, Relaxed) || raw
     }
 
     /// The local address is another: the relay has to find out first, by QUIC, and answer from there.
@@ -153,6 +206,9 @@ impl Channel {
             data.extend_from_slice(packet.get(HEADER_LEN..).unwrap_or_default());
         }
         self.counters.raw_received.add(count as u64);
+        if self.asleep.load(Relaxed) {
+            self.touch();
+        }
         let segment_bytes = stride.saturating_sub(HEADER_LEN).min(data.len()).max(1);
         self.inbox.receive(Train { data: data.freeze(), segment_bytes });
     }
@@ -171,7 +227,11 @@ impl Channel {
     /// went, and what about the others.
     pub(super) fn send(&self, data: &[u8], segment_bytes: usize, connection: &Connection) -> (usize, Raw) {
         let header = self.header.load(Relaxed);
-        if header == CLOSED || segment_bytes > self.limit.load(Relaxed) {
+        if header == CLOSED {
+            self.wanted(segment_bytes);
+            return (0, Raw::Closed);
+        }
+        if segment_bytes > self.limit.load(Relaxed) {
             return (0, Raw::Closed);
         }
         if segment_bytes > self.path_limit.load(Relaxed) {
@@ -216,7 +276,11 @@ impl Channel {
             return self.send(data, data.len(), connection).1;
         }
         let header = self.header.load(Relaxed);
-        if header == CLOSED || self.limit.load(Relaxed) == 0 {
+        if header == CLOSED {
+            self.wanted(0);
+            return Raw::Closed;
+        }
+        if self.limit.load(Relaxed) == 0 {
             return Raw::Closed;
         }
         match self.port.socket.load().send(self.remote, &header.to_be_bytes(), HEADER_LEN) {
@@ -259,9 +323,10 @@ impl Drop for Ending {
     }
 }
 
-/// Probes, opens and closes the channel. Never done.
+/// Probes, opens and closes the channel, and lets it sleep. Never done.
 pub(super) async fn run(link: &Link, shared: &Shared) {
     let channel = &link.channel;
+    let mut raw_packets = 0;
     loop {
         let due = channel.probing(|probing| probing.next);
         tokio::select! {
@@ -273,9 +338,20 @@ pub(super) async fn run(link: &Link, shared: &Shared) {
         let _ = getrandom::fill(&mut nonce);
         channel.look_at_path(&link.connection);
         let patience = (link.connection.rtt() * 4).clamp(LEAST_PATIENCE, PROBE_EVERY);
-        channel.probing(|probing| {
-            let step = probing.step(Instant::now(), nonce, patience);
-            let Some(Step { packet, unanswered }) = step else { return };
+        let used = channel.was_used(&mut raw_packets);
+        let slept = channel.probing(|probing| {
+            let now = Instant::now();
+            if !channel.asleep.load(Relaxed) {
+                probing.wake(now);
+            }
+            if used {
+                probing.used_at = Some(now);
+            }
+            if probing.fall_asleep(now) {
+                channel.asleep.store(true, Relaxed);
+                return true;
+            }
+            let Some(Step { packet, unanswered }) = probing.step(now, nonce, patience) else { return false };
             if unanswered {
                 link.ping_soon();
             }
@@ -283,7 +359,12 @@ pub(super) async fn run(link: &Link, shared: &Shared) {
             // Before any data: the cookie in it may be what the relay takes data for. One that does not leave is one
             // that is not answered.
             let _ = channel.port.socket.load().send(channel.remote, &packet, PROBE_LEN);
+            false
         });
+        // What crossed in between did not know that it had to wake anybody.
+        if slept && channel.was_used(&mut raw_packets) {
+            channel.touch();
+        }
         shared.tell_raw_channel();
     }
 }
@@ -309,8 +390,10 @@ struct Probing {
     /// The next one does.
     at_once: bool,
     open: bool,
-    /// When the next probe is due; never without a tag.
+    /// When the next probe is due; never without a tag, or asleep.
     next: Option<Instant>,
+    /// When the application was last known to use the connection.
+    used_at: Option<Instant>,
 }
 
 /// What is to be done now.
@@ -325,7 +408,7 @@ struct Step {
 impl Probing {
     /// A new tag: nothing that was before counts, and the first probe is due.
     fn begin(&mut self, tag: Tag, now: Instant) {
-        *self = Self { tag: Some(tag), next: Some(now), ..Self::default() };
+        *self = Self { tag: Some(tag), next: Some(now), used_at: Some(now), ..Self::default() };
     }
 
     /// No answer to what has been sent counts any more.
@@ -334,6 +417,29 @@ impl Probing {
         self.last_answered = false;
         self.at_once = false;
         self.open = false;
+    }
+
+    /// When a probe is due but nothing has crossed for long: closes the channel, and no probe is due any more. Whether
+    /// it did.
+    fn fall_asleep(&mut self, now: Instant) -> bool {
+        let idle = if self.last_answered && !self.at_once { IDLE } else { IDLE_UNANSWERED };
+        let long_idle = self.used_at.is_none_or(|used| now >= used + idle);
+        let sleeps = long_idle && self.next.is_some_and(|next| now >= next);
+        if sleeps {
+            // An answer that is still on its way brings its cookie.
+            (self.last_answered, self.at_once, self.open) = (false, false, false);
+            self.next = None;
+        }
+        sleeps
+    }
+
+    /// If it sleeps, it does no more: a probe is due, with the cookie of before, which may still be good.
+    fn wake(&mut self, now: Instant) {
+        if self.tag.is_some() && self.next.is_none() {
+            self.silence();
+            self.next = Some(now);
+            self.used_at = Some(now);
+        }
     }
 
     /// What stands before data now, as a number.
@@ -373,7 +479,7 @@ impl Probing {
         if number > self.cookie_of {
             (self.cookie, self.cookie_of) = (cookie, number);
         }
-        if number == self.sent {
+        if number == self.sent && self.next.is_some() {
             self.last_answered = true;
             self.at_once = !self.open || (cookie != self.shown && !self.last_at_once);
             self.next = match self.last_sent {
@@ -499,6 +605,65 @@ mod tests {
         assert!(probing.answer(&[3; 8], [3; 8], now));
         assert_eq!(cookie_in(&probing.step(now, [7; 8], PATIENCE).unwrap()), [5; 8], "the newest cookie");
         assert_eq!(probing.header(), CLOSED);
+    }
+
+    #[test]
+    fn without_datagrams_it_falls_asleep_and_forgets_nothing_but_that_it_was_open() {
+        let (mut probing, mut now) = begun();
+        let begun_at = now;
+        probing.step(now, [1; 8], PATIENCE);
+        probing.answer(&[1; 8], [9; 8], now);
+        while now < begun_at + IDLE {
+            assert!(!probing.fall_asleep(now));
+            probing.step(now, [2; 8], PATIENCE).unwrap();
+            assert!(probing.answer(&[2; 8], [9; 8], now));
+            assert_eq!(probing.next, Some(now + PROBE_EVERY));
+            now += PROBE_EVERY;
+        }
+        // Something has crossed.
+        probing.used_at = Some(now);
+        assert!(!probing.fall_asleep(now));
+        probing.used_at = Some(begun_at);
+        assert!(!probing.fall_asleep(now - PROBE_EVERY / 2), "not between probes");
+        assert!(probing.fall_asleep(now));
+        assert_eq!((probing.next, probing.header()), (None, CLOSED));
+        assert!(!probing.fall_asleep(now), "once");
+        now += IDLE;
+        assert_eq!(probing.step(now, [3; 8], PATIENCE), None);
+        probing.silence();
+        assert_eq!(probing.next, None, "another address is no reason");
+        probing.wake(now);
+        assert!(!probing.fall_asleep(now));
+        let step = probing.step(now, [3; 8], PATIENCE).unwrap();
+        assert_eq!((cookie_in(&step), step.unanswered, probing.header()), ([9; 8], false, CLOSED));
+        // It is awake already.
+        probing.wake(now);
+        assert_eq!(probing.next, Some(now + PROBE_EVERY));
+        probing.answer(&[3; 8], [4; 8], now);
+        assert_eq!(cookie_in(&probing.step(now, [4; 8], PATIENCE).unwrap()), [4; 8]);
+        assert_ne!(probing.header(), CLOSED);
+    }
+
+    #[test]
+    fn unanswered_it_stays_awake_for_longer_and_asleep_an_answer_opens_nothing() {
+        let (mut probing, mut now) = begun();
+        let begun_at = now;
+        while now < begun_at + IDLE_UNANSWERED {
+            assert!(!probing.fall_asleep(now));
+            probing.step(now, [1; 8], PATIENCE).unwrap();
+            now += PROBE_EVERY;
+        }
+        assert!(probing.fall_asleep(now));
+        assert!(probing.answer(&[1; 8], [9; 8], now), "it is one");
+        assert_eq!((probing.next, probing.header()), (None, CLOSED));
+        probing.wake(now);
+        assert!(!probing.answer(&[1; 8], [8; 8], now));
+        assert_eq!(cookie_in(&probing.step(now, [2; 8], PATIENCE).unwrap()), [9; 8]);
+        assert_eq!(probing.header(), CLOSED);
+        // Without a channel there is nobody to wake.
+        let mut probing = Probing::default();
+        probing.wake(now);
+        assert_eq!((probing.next, probing.fall_asleep(now)), (None, false));
     }
 
     #[test]

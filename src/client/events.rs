@@ -32,7 +32,9 @@ pub enum Event {
         /// The largest datagram that the relay can deliver to the other side.
         max_datagram_bytes: usize,
     },
-    /// Datagrams now go raw, beside QUIC, as far as they fit; or do so no more. A session begins without.
+    /// Datagrams now go raw, beside QUIC, as far as they fit; or do so no more. A session begins without. The channel
+    /// also closes when no datagram has crossed for ten seconds, so that an idle session sends no probes, and opens
+    /// again a round trip or two after the next one.
     RawChannel {
         /// Whether its probes are answered.
         open: bool,

@@ -180,6 +180,7 @@ impl Link {
 
     fn receive(&self, data: Bytes, shared: &Shared) {
         self.datagrams_read.fetch_add(1, Relaxed);
+        self.channel.touch();
         shared.inbox.receive(Train::single(data));
     }
 
@@ -457,6 +458,7 @@ async fn accept_streams(link: &Link, shared: &Shared, kind: Kind) {
             Some(read) = datagrams.join_next() => match read {
                 Ok(Some(data)) => {
                     shared.counters.oversize_received.add(1);
+                    link.channel.touch_by_stream(data.len(), &link.connection);
                     shared.inbox.receive(Train::single(data));
                 }
                 Ok(None) | Err(_) => shared.counters.oversize_lost.add(1),

@@ -110,7 +110,8 @@ pub struct Options {
     pub proof: Proof,
     /// Whether datagrams go beside QUIC where relay and path allow it (true): not encrypted once more on the way to
     /// the relay, at a fraction of the cost. For what is encrypted end to end, as it should be; lengths and times are
-    /// as visible as before, and who sees the path can inject packets and spend the quota. Costs a small packet a second.
+    /// as visible as before, and who sees the path can inject packets and spend the quota. Costs a small packet a second
+    /// while datagrams cross and for ten seconds after.
     pub raw_channel: bool,
     /// How many streams of each kind the other side may have open at once (128, at most 1024).
     pub max_streams: u32,

@@ -10,13 +10,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, UdpPoller};
+use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, UdpPoller};
 use quinn_udp::{RecvMeta, Transmit};
 use tokio::{io::Interest, net::UdpSocket};
 
 use super::{channel::Channel, stats::Counters};
 use crate::{
-    quic::udp::Udp,
+    quic::{runtime::Runtime, udp::Udp},
     wire::channel::{HEADER_LEN, Packet, Tag, is_not_quic},
 };
 
@@ -55,8 +55,7 @@ impl Local {
         let mut config = EndpointConfig::default();
         // The relay's port carries packets that are not QUIC, told apart by the bit that greasing would set.
         config.grease_quic_bit(false);
-        let endpoint =
-            Endpoint::new_with_abstract_socket(config, None, socket.clone(), Arc::new(TokioRuntime))?;
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket.clone(), Arc::new(Runtime))?;
         Ok(Self { endpoint, port: Arc::new(Port { socket: ArcSwap::new(socket), channels }) })
     }
 

@@ -46,7 +46,8 @@ pub struct Stats {
     pub probes_sent: u64,
     /// Of those, how many were answered.
     pub probes_answered: u64,
-    /// Whether the present connection's raw channel is open: its probes are answered.
+    /// Whether the present connection's raw channel is open: its probes are answered. It sleeps, closed, when no datagram
+    /// has crossed for ten seconds.
     pub raw_open: bool,
     /// The largest payload that now goes raw, in bytes; `None` when none does.
     pub raw_max_bytes: Option<usize>,
@@ -125,7 +126,7 @@ impl Counter {
         self.0.fetch_add(more, Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(super) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }

@@ -40,6 +40,7 @@ pub(crate) fn ask_for_few(transport: &mut TransportConfig) {
 }
 
 /// `crypto`, whose sessions show quinn a peer that takes its time.
+#[cfg(feature = "server")]
 pub(crate) fn server(crypto: Arc<dyn crypto::ServerConfig>) -> Arc<dyn crypto::ServerConfig> {
     Arc::new(Server(crypto))
 }
@@ -49,8 +50,10 @@ pub(crate) fn client(crypto: Arc<dyn crypto::ClientConfig>) -> Arc<dyn crypto::C
     Arc::new(Client(crypto))
 }
 
+#[cfg(feature = "server")]
 struct Server(Arc<dyn crypto::ServerConfig>);
 
+#[cfg(feature = "server")]
 impl crypto::ServerConfig for Server {
     fn initial_keys(
         &self,

@@ -393,6 +393,32 @@ async fn datagrams_go_raw_both_ways() {
 }
 
 #[tokio::test]
+async fn an_idle_raw_channel_sleeps_and_wakes_on_both_sides() {
+    let running = Running::start();
+    let (device, peer) = running.joined(&running.pair()).await;
+    let mut told = [device.events(), peer.events()];
+    crosses_raw(&device, &peer).await;
+    crosses_raw(&peer, &device).await;
+    for told in &mut told {
+        turns(told, false).await;
+    }
+    let asleep = [&device, &peer].map(|session| session.stats());
+    // One datagram wakes both, the one by sending and the other by receiving it.
+    device.send_datagram("wake".into()).unwrap();
+    while soon(peer.recv_datagram()).await.unwrap() != "wake" {}
+    assert_eq!(
+        (device.stats().raw_sent, peer.stats().raw_received),
+        (asleep[0].raw_sent, asleep[1].raw_received)
+    );
+    for told in &mut told {
+        turns(told, true).await;
+    }
+    crosses_raw(&device, &peer).await;
+    crosses_raw(&peer, &device).await;
+    assert_eq!((device.stats().reconnects, peer.stats().reconnects), (0, 0));
+}
+
+#[tokio::test]
 async fn a_side_that_wants_no_raw_channel_is_served_all_the_same() {
     let running = Running::start();
     let pair = running.pair();

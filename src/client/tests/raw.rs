@@ -172,6 +172,7 @@ async fn probes_go_once_a_second_and_again_with_another_cookie_and_keep_it_open(
         stage.way.probe().await;
     }
     for number in 2..30 {
+        stage.session.send_datagram("awake".into()).unwrap();
         let (_, _, cookie) = stage.way.probe().await;
         assert_eq!(cookie, [number; 8], "that of the last answer");
     }
@@ -554,6 +555,178 @@ async fn a_socket_without_room_refuses_and_a_patient_sender_waits() {
     assert_eq!((stats.send_buffer_full, stats.datagrams_sent, stats.raw_sent), (6, 0, 0));
     stage.session.send_datagram_wait("patient".into()).await.unwrap();
     assert_eq!(stage.way.data().await, (TAG, b"patient".into()));
+}
+
+/// A stage whose channel has just fallen asleep.
+async fn asleep() -> Stage {
+    let mut stage = Stage::open().await;
+    let opened_at = Instant::now();
+    assert!(!stage.turned().await);
+    let took = opened_at.elapsed();
+    assert!(took >= 9 * SECOND && took <= 12 * SECOND, "{took:?}");
+    stage
+}
+
+impl Stage {
+    /// How many probes the client has sent.
+    fn probes(&self) -> u64 {
+        self.session.stats().probes_sent
+    }
+
+    /// Datagrams go by QUIC, and then raw again.
+    async fn woken(&mut self) {
+        assert!(self.turned().await);
+        self.quiet().await;
+        self.session.send_datagram("raw".into()).unwrap();
+        assert_eq!(self.way.data().await, (TAG, b"raw".into()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_datagrams_it_sleeps_and_asks_nobody_for_anything() {
+    let mut stage = asleep().await;
+    let before = (stage.probes(), stage.guest.pings.seen.lock().unwrap().len());
+    // Two a second: each answer here has a cookie of its own.
+    assert!((18..26).contains(&before.0), "{before:?}");
+    assert_eq!((stage.session.stats().raw_open, stage.session.stats().raw_max_bytes), (false, None));
+    stage.quiet().await;
+    sleep(60 * SECOND).await;
+    assert_eq!(stage.guest.pings.seen.lock().unwrap().len(), before.1, "asked by QUIC because of it");
+    // Streams are none of its business.
+    let mut send = stage.session.open_uni().await.unwrap();
+    for _ in 0..5 {
+        send.write_all(b"x").await.unwrap();
+        sleep(SECOND).await;
+    }
+    assert_eq!(stage.probes(), before.0);
+    assert!(stage.way.is_quiet());
+    assert_eq!(stage.session.stats().reconnects, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_datagram_sent_wakes_it_and_goes_by_quic() {
+    let mut stage = asleep().await;
+    for way in 0..4 {
+        stage.quiet().await;
+        let (probes, woken_at) = (stage.probes(), Instant::now());
+        match way {
+            0 => stage.session.send_datagram("by QUIC".into()).unwrap(),
+            1 => stage.session.send_datagram_wait("by QUIC".into()).await.unwrap(),
+            2 => assert_eq!(stage.session.send_train(b"by QUIC", 7).unwrap(), 1),
+            _ => stage.session.send_datagram("".into()).unwrap(),
+        }
+        assert_eq!(stage.datagram().await, if way == 3 { "" } else { "by QUIC" });
+        let (tag, _, cookie) = stage.way.probe().await;
+        assert_eq!((tag, cookie == [0; 8]), (TAG, false));
+        assert!(stage.turned().await);
+        assert!(woken_at.elapsed() < SECOND / 2, "{:?}", woken_at.elapsed());
+        assert_eq!(stage.probes() - probes, 2, "one, and one with the new cookie");
+        stage.session.send_datagram("raw".into()).unwrap();
+        assert_eq!(stage.way.data().await, (TAG, b"raw".into()));
+        assert!(!stage.turned().await);
+    }
+    // What does not fit the channel is nothing for it.
+    let probes = stage.probes();
+    stage.session.send_datagram(vec![1; 5000].into()).unwrap();
+    soon(stage.guest.connection.accept_uni()).await.unwrap();
+    sleep(5 * SECOND).await;
+    assert_eq!(stage.probes(), probes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_datagram_received_wakes_it() {
+    let mut stage = asleep().await;
+    stage.guest.connection.send_datagram(Bytes::from_static(b"there")).unwrap();
+    assert_eq!(soon(stage.session.recv_datagram()).await.unwrap(), "there");
+    stage.woken().await;
+    assert!(!stage.turned().await);
+    // One that the relay sent raw because it does not know yet.
+    stage.way.send(&stage.data(TAG, b"raw")).await;
+    assert_eq!(soon(stage.session.recv_datagram()).await.unwrap(), "raw");
+    stage.woken().await;
+    assert!(!stage.turned().await);
+    // By a stream: only if it would have fitted.
+    for (bytes, wakes) in [(20_000, false), (1100, true)] {
+        let probes = stage.probes();
+        let mut send = stage.guest.connection.open_uni().await.unwrap();
+        send.write_all(&[vec![1], vec![7; bytes]].concat()).await.unwrap();
+        send.finish().unwrap();
+        assert_eq!(soon(stage.session.recv_datagram()).await.unwrap().len(), bytes);
+        sleep(SECOND).await;
+        assert_eq!(stage.probes() > probes, wakes, "{bytes}");
+    }
+    stage.woken().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn traffic_of_either_kind_and_direction_keeps_it_awake() {
+    for kind in 0..3 {
+        let mut stage = Stage::open().await;
+        for _ in 0..5 {
+            sleep(8 * SECOND).await;
+            match kind {
+                0 => stage.session.send_datagram("raw".into()).unwrap(),
+                1 => stage.way.send(&stage.data(TAG, b"raw")).await,
+                _ => stage.guest.connection.send_datagram(Bytes::from_static(b"by QUIC")).unwrap(),
+            }
+        }
+        sleep(8 * SECOND).await;
+        assert!(stage.session.stats().raw_open, "kind {kind}");
+        assert!(stage.probes() >= 47, "{}", stage.probes());
+        while let Ok(event) = tokio::time::timeout(Duration::ZERO, stage.events.recv()).await {
+            assert!(!matches!(event, Some(Event::RawChannel { .. })), "kind {kind}");
+        }
+        assert!(!stage.turned().await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_is_never_answered_sleeps_too() {
+    let mut stage = Stage::new().await;
+    stage.guest.say(limits(1200, 1190)).await;
+    stage.guest.say(named(TAG.as_bytes())).await;
+    sleep(40 * SECOND).await;
+    let probes = stage.probes();
+    assert!((29..=32).contains(&probes), "{probes}");
+    sleep(60 * SECOND).await;
+    assert_eq!(stage.probes(), probes);
+    stage.way.answers.store(true, Relaxed);
+    stage.session.send_datagram("by QUIC".into()).unwrap();
+    assert_eq!(stage.datagram().await, "by QUIC");
+    stage.woken().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn asleep_it_takes_a_new_tag_and_a_new_address_and_may_lose_its_connection() {
+    // A new tag: the other side is new, so something is about to happen.
+    let mut stage = asleep().await;
+    stage.guest.say(named(OTHER.as_bytes())).await;
+    assert!(stage.turned().await);
+    stage.session.send_datagram("raw".into()).unwrap();
+    assert_eq!(stage.way.data().await, (OTHER, b"raw".into()));
+    assert!(!stage.turned().await);
+
+    // A new address: none, until there is something to send from there.
+    stage.quiet().await;
+    let (before, probes) = (*stage.way.client.lock().unwrap(), stage.probes());
+    stage.session.rebind().unwrap();
+    sleep(5 * SECOND).await;
+    assert_eq!(stage.probes(), probes);
+    stage.session.send_datagram("by QUIC".into()).unwrap();
+    assert_eq!(stage.datagram().await, "by QUIC");
+    stage.way.probe().await;
+    assert_ne!(*stage.way.client.lock().unwrap(), before);
+    assert!(stage.turned().await);
+    assert!(!stage.turned().await);
+
+    // A new connection.
+    stage.guest.drop_with(CloseCode::Internal.number().into());
+    let mut next = offered(&stage.fake).await;
+    next.say(limits(1200, 1190)).await;
+    next.say(named(TAG.as_bytes())).await;
+    assert!(stage.turned().await);
+    stage.session.send_datagram("raw".into()).unwrap();
+    assert_eq!(stage.way.data().await, (TAG, b"raw".into()));
 }
 
 /// The ping that a silent channel sends is one of those that are counted, and hurries nothing: they are a second apart.
