@@ -745,3 +745,24 @@ async fn all_ways_together_and_on_all_shards_the_quota_is_never_overshot() {
         assert!(used > QUOTA - 200_000 && used <= QUOTA, "{used}");
     }
 }
+
+#[tokio::test]
+async fn a_shutdown_is_said_and_done_while_trains_flow() {
+    let harness = Harness::with(|config| config.shards = NonZeroU8::new(2));
+    let (mut device, mut peer) = harness.open_channels(&harness.pair()).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let floods = [&device, &peer].map(|client| flood(client, 1100, &stop));
+    let from_peer = "zrc_relay_forwarded_raw_datagrams_total{from=\"peer\"}";
+    harness.metric_reaches(from_peer, 1000).await;
+    let (clock, started) = (harness.clock, harness.clock.mono());
+    let (device, peer, ()) = tokio::join!(
+        device.joined.closing(),
+        peer.joined.closing(),
+        harness.server.shutdown(Duration::from_secs(15)),
+    );
+    assert_eq!((device.0, peer.0), (CloseCode::Draining, CloseCode::Draining));
+    let took = clock.mono() - started;
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    stop.store(true, Ordering::Relaxed);
+    assert!(floods.into_iter().all(|flood| flood.join().unwrap() > 0));
+}
