@@ -5,8 +5,8 @@ use std::{collections::HashMap, time::Duration};
 use crate::{
     table::Tier,
     wire::{
-        Claims, CloseCode, DeviceId, PublicKey, RelayId, SignedToken, TokenError, proof::Binding,
-        token::Expected,
+        Claims, CloseCode, DeviceId, PublicKey, RelayId, SignedToken, TokenError, VerifiedTokens,
+        proof::Binding, token::Expected,
     },
 };
 
@@ -41,6 +41,7 @@ impl Admission {
         token: &[u8],
         allocation_id: &[u8],
         now_unix: u64,
+        verified: &VerifiedTokens,
     ) -> Result<(Claims, Tier), TokenError> {
         let token = SignedToken::from_bytes(token)?;
         let (key, tier) = match (self.pinned.get(&token.fields().device_id), self.self_certified) {
@@ -48,7 +49,7 @@ impl Admission {
             (None, Some(tier)) => (token.self_certified_key()?, tier),
             (None, None) => return Err(TokenError::UnknownDevice),
         };
-        let claims = token.verify(&key)?.check(&Expected {
+        let claims = verified.verify(&token, &key)?.check(&Expected {
             relay_id,
             allocation_id,
             now_unix,

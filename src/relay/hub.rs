@@ -23,11 +23,14 @@ use crate::{
     clock::Clock,
     metrics::Metrics,
     table::{ConnId, Effect, Joined, Now, Rules, Summary, Table, Tier},
-    wire::{Claims, CloseCode, Handle, RelayId, Role},
+    wire::{Claims, CloseCode, Handle, RelayId, Role, VerifiedTokens},
 };
 
 /// The wall clock may be set while the monotonic one runs on; look at expiries at least this often.
 const MAX_TIMER: Duration = Duration::from_secs(1);
+
+/// Both sides of an allocation come within seconds of each other, or come back together after a break.
+const MAX_VERIFIED_TOKENS: usize = 1024;
 
 /// What all sessions share.
 pub(super) struct Hub {
@@ -35,6 +38,7 @@ pub(super) struct Hub {
     pub metrics: Arc<Metrics>,
     pub relay_id: RelayId,
     pub admission: Admission,
+    pub verified: VerifiedTokens,
     pub channels: Channels,
     table: Mutex<Table>,
     legs: DashMap<ConnId, Arc<Leg>>,
@@ -62,6 +66,7 @@ impl Hub {
             metrics,
             relay_id,
             admission,
+            verified: VerifiedTokens::new(MAX_VERIFIED_TOKENS),
             channels,
             table: Mutex::new(Table::new(rules)),
             legs: DashMap::new(),

@@ -257,7 +257,7 @@ async fn admit(
     };
     let (claims, tier) = hub
         .admission
-        .admit(&hub.relay_id, &hello.token, &hello.allocation_id, hub.clock.unix_secs())
+        .admit(&hub.relay_id, &hello.token, &hello.allocation_id, hub.clock.unix_secs(), &hub.verified)
         .map_err(|error| {
             tracing::debug!(connection = id.0, reason = error.reason(), "token refused");
             Some(error.into())
@@ -537,7 +537,7 @@ impl Session {
 
     fn admit_again(&self, token: &[u8], allocation_id: &[u8]) -> Result<(Claims, Tier), Option<Rejection>> {
         let hub = &self.hub;
-        hub.admission.admit(&hub.relay_id, token, allocation_id, hub.clock.unix_secs()).map_err(|error| {
+        hub.admission.admit(&hub.relay_id, token, allocation_id, hub.clock.unix_secs(), &hub.verified).map_err(|error| {
             let leg = &self.admitted.leg;
             tracing::debug!(allocation = %leg.handle, connection = leg.id.0, reason = error.reason(), "refresh refused");
             Some(error.into())

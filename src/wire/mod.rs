@@ -13,6 +13,7 @@ pub mod ids;
 pub mod key;
 pub mod proof;
 pub mod token;
+pub mod verified;
 
 #[cfg(test)]
 mod vectors;
@@ -23,6 +24,7 @@ pub use descriptor::{Descriptor, SpkiPin};
 pub use ids::{AllocationId, DeviceId, Handle, PeerId, RelayId, Role};
 pub use key::{KeyError, PublicKey};
 pub use token::{SignedToken, TokenError, TokenFields, TokenHash};
+pub use verified::VerifiedTokens;
 
 /// The ALPN identifier of this protocol, and the name people know it by.
 pub const ALPN: &[u8] = b"zrc-relay/1";

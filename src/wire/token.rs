@@ -293,6 +293,11 @@ pub struct VerifiedToken {
 }
 
 impl VerifiedToken {
+    /// The key that it verified with.
+    pub fn device_key(&self) -> &PublicKey {
+        &self.device_key
+    }
+
     /// Checks audience, allocation and times.
     ///
     /// # Errors

@@ -357,11 +357,14 @@ async def test_a_client_may_finish_its_control_stream(relay, grant):
 
 async def test_the_largest_datagram_is_announced_again_when_the_path_allows_more(relay, grant):
     async with pair(relay, grant, max_datagram_size=1472) as (device, peer):
-        first = device.allocated.max_datagram_bytes
-        limit = await device.expect("path_limit")
-        assert limit.max_datagram_bytes > first
-        assert limit.max_raw_bytes == 0
-        payload = os.urandom(limit.max_datagram_bytes)
+        largest = device.allocated.max_datagram_bytes
+        # Or the relay has found what the path carries before the token was accepted.
+        while largest < 1390:
+            limit = await device.expect("path_limit")
+            assert limit.max_datagram_bytes != largest, "told twice"
+            assert limit.max_raw_bytes == 0
+            largest = limit.max_datagram_bytes
+        payload = os.urandom(largest)
         device.send_datagram(payload)
         assert await peer.datagram() == payload
 

@@ -276,11 +276,7 @@ async fn r3_3_a_path_that_shrinks_is_announced_again() {
     let largest = Arc::new(AtomicUsize::new(2000));
     let far = harness.connect_far(Duration::from_millis(10), largest.clone()).await;
     let peer = far.join(&pair, Role::Peer).await.unwrap();
-    // Its own path's may have been found before it was told anything.
-    let size = match device.allocated.max_datagram_bytes as usize {
-        found if found > 1390 => found,
-        _ => path_limit(&mut device, |bytes| bytes > 1390).await,
-    };
+    let size = device.largest_datagram().await;
     let flooding = device.connection().clone();
     let flood = tokio::spawn(async move {
         let payload = Bytes::from(vec![3; size]);

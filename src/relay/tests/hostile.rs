@@ -283,23 +283,10 @@ async fn control_messages_get_through_a_flood_of_datagrams() {
     let far = harness.connect_far(Duration::from_millis(25), Arc::new(AtomicUsize::new(2000))).await;
     let mut peer = far.join(&pair, Role::Peer).await.unwrap();
     // As large as the path takes, once that is known: a packet with one of them has no room for anything else.
-    let largest = match device.allocated.max_datagram_bytes {
-        // Known before the token was: then there may be nothing to add.
-        found if found > 1390 => found,
-        _ => {
-            device
-                .until(|m| match m {
-                    RelayMessage::PathLimit(limit) if limit.max_datagram_bytes > 1390 => {
-                        Some(limit.max_datagram_bytes)
-                    }
-                    _ => None,
-                })
-                .await
-        }
-    };
+    let largest = device.largest_datagram().await;
     let flooding = device.connection().clone();
     let flood = tokio::spawn(async move {
-        let payload = Bytes::from(vec![3; largest as usize]);
+        let payload = Bytes::from(vec![3; largest]);
         while flooding.send_datagram_wait(payload.clone()).await.is_ok() {}
     });
     let draining = peer.connection().clone();

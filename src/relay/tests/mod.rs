@@ -450,6 +450,20 @@ impl Joined {
         }
     }
 
+    /// What it may send as one datagram, once that is more than 1390 bytes: when path MTU discovery is through.
+    pub async fn largest_datagram(&mut self) -> usize {
+        let large = |bytes: u32| Some(bytes as usize).filter(|bytes| *bytes > 1390);
+        // It may be through before Allocated is sent.
+        if let Some(found) = large(self.allocated.max_datagram_bytes) {
+            return found;
+        }
+        self.until(|message| match message {
+            RelayMessage::PathLimit(limit) => large(limit.max_datagram_bytes),
+            _ => None,
+        })
+        .await
+    }
+
     /// Waits for the end: the code of Closing, which the close repeats.
     pub async fn closing(&mut self) -> (CloseCode, String) {
         let closing = self

@@ -12,6 +12,7 @@ use quinn::VarInt;
 use tokio::runtime::Runtime;
 
 use super::*;
+use crate::wire::VerifiedTokens;
 use crate::{
     table::{Now, Table},
     wire::control::{Prove, Refresh},
@@ -188,7 +189,8 @@ fn property_4_nothing_lives_past_its_tokens_expiry() {
             quota_bytes: 0,
         };
         let token = fields.sign(&device).to_bytes();
-        let admitted = admission.admit(&harness_relay, &token, &[3; 16], now);
+        let verified = VerifiedTokens::new(2);
+        let admitted = admission.admit(&harness_relay, &token, &[3; 16], now, &verified);
         prop_assert_eq!(admitted.is_ok(), expires_at_unix > now && expires_at_unix - now <= 1000);
         let Ok((claims, tier)) = admitted else { return Ok(()) };
         let at = |unix| Now { mono: Duration::from_secs(unix), unix: Duration::from_secs(unix) };
