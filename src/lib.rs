@@ -55,8 +55,8 @@
 //! train of packets (GRO), which leaves as a train (GSO). While the other side has not shown lately that it
 //! receives raw packets, they leave as datagrams.
 //!
-//! A stream costs a task that holds one chunk. It reads the next when the other side has taken this one, so the
-//! sender's flow-control window is the queue. FIN, RESET and STOP_SENDING cross; the relay's own resets say so.
+//! A stream costs a task that holds what two dozen packets brought. It reads on when the other side has taken that,
+//! so the sender's flow-control window is the queue. FIN, RESET and STOP_SENDING cross; the relay's own resets say so.
 //!
 //! # What always holds
 //!
@@ -65,8 +65,24 @@
 //! - Bytes used are never reset: not by refresh, reconnect or re-creation. A full ledger refuses; it never forgets.
 //! - Every queue, buffer and wait is bounded, and the bound says why. What a client is to be told sits in slots
 //!   where the latest wins, so a client that does not read costs a few hundred bytes.
-//! - A panic in a session ends that session, is counted, and nothing else.
+//! - A panic in a session ends that session, a panic over a packet costs what arrived with it; both are counted,
+//!   and nothing else happens. A shard that is lost all the same ends the daemon, for its supervisor to start anew.
 //! - No payload, token or key is logged; addresses only at debug.
+//!
+//! # What one connection can make the relay hold
+//!
+//! | what | at most | why so much |
+//! |---|---|---|
+//! | stream bytes that nobody reads | 64 streams of 256 KiB, and 64 KiB for the control stream | the client's flow-control windows |
+//! | stream bytes on their way through | 64 pumps of 24 packets, some 2 MiB | read together, written together |
+//! | stream bytes sent and not acknowledged | 2 MiB | the send window, over all streams |
+//! | datagrams to be sent | 100 ms of what rate and path carry, 64 KiB to 2 MiB | the forwarder looks before it hands over |
+//! | datagrams received and not yet read | 1 MiB | one burst; reading waits for nothing |
+//! | raw packets | nothing | they are sent at once or dropped |
+//! | what it is to be told | a few hundred bytes | one slot a message, the latest wins |
+//!
+//! So 23 MiB, for a client that fills every window towards a peer that reads nothing, and some 35 KiB for one that is
+//! idle. Before its token is accepted: 16 KiB of stream, 3 s.
 //!
 //! # What is not here
 //!
