@@ -8,6 +8,7 @@ interleaved, each time through a relay that was started anew on free ports.
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import datetime
 import json
@@ -29,6 +30,8 @@ PLOT = HERE / "results.svg"
 START_TIMEOUT_SECS = 10
 LOAD_TIMEOUT_SECS = 120
 ATTEMPTS = 3
+# From <linux/prctl.h>.
+PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,8 +283,9 @@ class Relay:
             time.sleep(0.01)
 
 
-# What an operator would choose for one core: no log per packet, no limits, no TLS, nothing that is not used. Peers on
-# the loopback are allowed because that is where the other client's relayed address is.
+# What an operator would choose for one core: no log per packet, no limits, no TLS, nothing that is not used; and one relay
+# thread, which is coturn's own choice there. Peers on the loopback are allowed because that is where the other client's
+# relayed address is.
 COTURN_COMMAND = """
     turnserver -n --listening-ip=127.0.0.1 --relay-ip=127.0.0.1 --allow-loopback-peers
     --lt-cred-mech --user=bench:bench --realm=bench --relay-threads=1
@@ -337,7 +341,8 @@ class Settings:
 
     @staticmethod
     def settle(core):
-        """Pins a child to its core, before others that want it, where that is permitted."""
+        """Pins a child to its core, before others that want it, where that is permitted; it dies with its parent."""
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.sched_setaffinity(0, {core})
         # Linux shares a core between sessions first; niceness alone counts within one.
         os.setsid()
