@@ -11,7 +11,8 @@ use tokio::{
 use super::lanes::{Client, Lane, Load};
 
 /// Bytes of records that wait to be written.
-const QUEUE_BYTES: usize = 256 * 1024;
+/// The pacer fills it once a millisecond: it must not be what bounds a stream.
+const QUEUE_BYTES: usize = 2 * 1024 * 1024;
 
 /// One side's way to the other, and the other's to it.
 pub struct End<S, R> {
