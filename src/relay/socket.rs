@@ -147,6 +147,10 @@ pub(super) struct ShardSocket {
     mailboxes: Arc<Mailboxes>,
     /// What quinn was last given came from other shards.
     had_strays: AtomicBool,
+    /// Whether the system has shown that it hands over several messages at once.
+    hands_over_many: AtomicBool,
+    /// Bound to all addresses: what is sent must say from which.
+    is_wildcard: bool,
     hub: Arc<Hub>,
 }
 
@@ -168,11 +172,26 @@ impl ShardSocket {
         Ok(Self {
             shard,
             udp,
+            hands_over_many: AtomicBool::new(false),
+            is_wildcard: socket.local_addr()?.ip().is_unspecified(),
             io: tokio::net::UdpSocket::from_std(socket)?,
             mailboxes,
             had_strays: AtomicBool::new(false),
             hub,
         })
+    }
+
+    /// Fewer messages than there were buffers for: there are no more now, and the kernel says when there are. Asking
+    /// again only to hear so would be a system call for each time the shard wakes up.
+    fn note_drained(&self, received: usize, buffers: usize) {
+        if received > 1 && !self.hands_over_many.load(Relaxed) {
+            self.hands_over_many.store(true, Relaxed);
+        }
+        // A system that hands over one message at a time always has fewer.
+        if received < buffers && self.hands_over_many.load(Relaxed) {
+            let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let _ = self.io.try_io(Interest::READABLE, nothing);
+        }
     }
 
     /// Takes out of what was received all that is not QUIC of this shard. Whether anything is left.
@@ -364,7 +383,7 @@ impl ShardSocket {
             ecn,
             contents,
             segment_size: (contents.len() > stride).then_some(stride),
-            src_ip: to.local_ip,
+            src_ip: to.local_ip.filter(|_| self.is_wildcard),
         };
         self.udp.send(&self.io, &transmit).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => DropReason::BufferFull,
@@ -421,7 +440,8 @@ impl AsyncUdpSocket for ShardSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || self.udp.send_or_lose(&self.io, transmit))
+        let transmit = Transmit { src_ip: transmit.src_ip.filter(|_| self.is_wildcard), ..transmit.clone() };
+        self.io.try_io(Interest::WRITABLE, || self.udp.send_or_lose(&self.io, &transmit))
     }
 
     fn poll_recv(
@@ -448,6 +468,7 @@ impl AsyncUdpSocket for ShardSocket {
             let received = self.io.try_io(Interest::READABLE, || self.udp.recv(&self.io, bufs, meta));
             // An error is that of one packet, or there was none: the readiness says which, next time round.
             let Ok(received) = received else { continue };
+            self.note_drained(received, meta.len());
             let (Some(bufs), Some(meta)) = (bufs.get_mut(..received), meta.get_mut(..received)) else {
                 continue;
             };

@@ -766,3 +766,21 @@ async fn a_shutdown_is_said_and_done_while_trains_flow() {
     stop.store(true, Ordering::Relaxed);
     assert!(floods.into_iter().all(|flood| flood.join().unwrap() > 0));
 }
+
+/// The shard does not ask the kernel again for what it knows is not there; what comes later must wake it all the same.
+#[tokio::test]
+async fn a_shard_that_has_read_all_hears_of_what_comes_later() {
+    let harness = Harness::start();
+    let (device, peer) = harness.open_channels(&harness.pair()).await;
+    for round in 0..200_u32 {
+        // Several messages of unequal length, so that the kernel makes no train of them.
+        for n in 0..1 + round % 5 {
+            device.send_data(&vec![n as u8; 100 + 7 * (5 - n as usize)]).await;
+        }
+        for n in 0..1 + round % 5 {
+            assert_eq!(peer.data().await.first(), Some(&(n as u8)), "round {round}");
+        }
+        peer.joined.send_datagram(&b"by QUIC"[..]);
+        assert_eq!(device.joined.datagram().await, b"by QUIC"[..]);
+    }
+}
