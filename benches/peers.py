@@ -128,14 +128,14 @@ ROWS = {
     "highest": Row(
         "one flow, as fast as it goes",
         PACKETS,
-        f"--pairs 1 --search --rate {ANY_RATE} --secs 0.5",
+        f"--pairs 1 --search --rate {ANY_RATE} --secs 0.3",
         "--pairs 1 --search --rate 20000 --secs 0.1",
         SEARCHED,
     ),
     "highest-trains": Row(
         "one flow in GSO trains, as fast as it goes",
         TRAINS,
-        f"--pairs 1 --search --train 64 --rate {ANY_RATE} --secs 0.5",
+        f"--pairs 1 --search --train 64 --rate {ANY_RATE} --secs 0.3",
         "--pairs 1 --search --train 64 --rate 20000 --secs 0.1",
         SEARCHED,
     ),

@@ -89,8 +89,8 @@ impl Relay {
     }
 
     /// Both sides of a new allocation.
-    pub async fn pair(&self) -> anyhow::Result<[Leg; 2]> {
-        let (token, keys) = quic::mint(self.descriptor.relay_id)?;
+    pub async fn pair(&self, train: bool) -> anyhow::Result<[Leg; 2]> {
+        let (token, keys) = quic::mint(self.descriptor.relay_id, train)?;
         let [device_key, peer_key] = keys;
         // Neither is told of its channel before the other is there.
         let (device, peer) = tokio::try_join!(

@@ -150,7 +150,7 @@ impl Arguments {
 
     /// Sets up all pairs, takes what that cost, and starts everything that receives.
     async fn set_up(&self, meter: &mut Meter) -> anyhow::Result<(Arc<Load>, Lap)> {
-        let size = self.size;
+        let (size, train) = (self.size, self.train() > 1);
         let (load, set_up) = match self.transport {
             Transport::Floor | Transport::Turn => {
                 let relay = self.addr()?;
@@ -181,7 +181,7 @@ impl Arguments {
                 let relay = bare::Relay::new(Path::new(&self.relay))?;
                 let legs = many(self.pairs, |_| {
                     let relay = relay.clone();
-                    async move { relay.pair().await }
+                    async move { relay.pair(train).await }
                 })
                 .await?;
                 let set_up = meter.lap();
@@ -218,10 +218,11 @@ impl Arguments {
     }
 
     async fn sessions(&self) -> anyhow::Result<Vec<[Session; 2]>> {
+        let train = self.train() > 1;
         let relay = quic::relay(Path::new(&self.relay), self.transport == Transport::Raw)?;
         many(self.pairs, |_| {
             let relay = relay.clone();
-            async move { quic::pair(&relay).await }
+            async move { quic::pair(&relay, train).await }
         })
         .await
     }
@@ -231,7 +232,7 @@ impl Arguments {
     async fn search(&self, load: &Load, meter: &mut Meter) -> Vec<Probe> {
         const FIRST_RATE: f64 = 20_000.0;
         const BISECTIONS: usize = 5;
-        const TRIES: usize = 3;
+        const TRIES: usize = 4;
         let mut probes = Vec::new();
         let (mut passed, mut failed, mut bisections) = (0.0, None, 0);
         let mut rate = FIRST_RATE;

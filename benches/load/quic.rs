@@ -40,8 +40,8 @@ pub fn relay(descriptor: &Path, raw_channel: bool) -> anyhow::Result<Relay> {
 }
 
 /// Both sides of a new allocation.
-pub async fn pair(relay: &Relay) -> anyhow::Result<[Session; 2]> {
-    let (token, [device_key, peer_key]) = mint(relay.descriptor().relay_id)?;
+pub async fn pair(relay: &Relay, train: bool) -> anyhow::Result<[Session; 2]> {
+    let (token, [device_key, peer_key]) = mint(relay.descriptor().relay_id, train)?;
     let device = relay.connect(ticket(&token, Role::Device, device_key)?).await?;
     let peer = relay.connect(ticket(&token, Role::Peer, peer_key)?).await?;
     for session in [&device, &peer] {
@@ -51,7 +51,9 @@ pub async fn pair(relay: &Relay) -> anyhow::Result<[Session; 2]> {
 }
 
 /// A token for a new allocation, and the keys of both sides, which nobody has had before.
-pub fn mint(relay_id: RelayId) -> anyhow::Result<(SignedToken, [SigningKey; 2])> {
+///
+/// With `train` it asks for no rate: trains carry more than a token can ask for.
+pub fn mint(relay_id: RelayId, train: bool) -> anyhow::Result<(SignedToken, [SigningKey; 2])> {
     let (device, peer) = (random_key()?, random_key()?);
     let fields = TokenFields {
         relay_id,
@@ -59,7 +61,7 @@ pub fn mint(relay_id: RelayId) -> anyhow::Result<(SignedToken, [SigningKey; 2])>
         device_id: DeviceId(*device.verifying_key().as_bytes()),
         peer_id: PeerId(*peer.verifying_key().as_bytes()),
         expires_at_unix: Clock::start().unix_secs() + TOKEN_TTL_SECS,
-        bandwidth_bytes_per_sec: u32::MAX,
+        bandwidth_bytes_per_sec: if train { 0 } else { u32::MAX },
         quota_bytes: u64::MAX,
     };
     Ok((fields.sign(&device), [device, peer]))
