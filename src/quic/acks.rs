@@ -39,42 +39,9 @@ pub(crate) fn ask_for_few(transport: &mut TransportConfig) {
     transport.ack_frequency_config(Some(acks));
 }
 
-/// `crypto`, whose sessions show quinn a peer that takes its time.
-#[cfg(feature = "server")]
-pub(crate) fn server(crypto: Arc<dyn crypto::ServerConfig>) -> Arc<dyn crypto::ServerConfig> {
-    Arc::new(Server(crypto))
-}
-
-/// The same for the side that connects.
+/// `crypto`, whose sessions show quinn a relay that takes its time.
 pub(crate) fn client(crypto: Arc<dyn crypto::ClientConfig>) -> Arc<dyn crypto::ClientConfig> {
     Arc::new(Client(crypto))
-}
-
-#[cfg(feature = "server")]
-struct Server(Arc<dyn crypto::ServerConfig>);
-
-#[cfg(feature = "server")]
-impl crypto::ServerConfig for Server {
-    fn initial_keys(
-        &self,
-        version: u32,
-        dst_cid: &ConnectionId,
-    ) -> Result<crypto::Keys, crypto::UnsupportedVersion> {
-        self.0.initial_keys(version, dst_cid)
-    }
-
-    fn retry_tag(&self, version: u32, orig_dst_cid: &ConnectionId, packet: &[u8]) -> [u8; 16] {
-        self.0.retry_tag(version, orig_dst_cid, packet)
-    }
-
-    fn start_session(
-        self: Arc<Self>,
-        version: u32,
-        params: &TransportParameters,
-    ) -> Box<dyn crypto::Session> {
-        let inner = self.0.clone().start_session(version, params);
-        Box::new(Session { inner, side: Side::Server })
-    }
 }
 
 struct Client(Arc<dyn crypto::ClientConfig>);
@@ -87,64 +54,61 @@ impl crypto::ClientConfig for Client {
         params: &TransportParameters,
     ) -> Result<Box<dyn crypto::Session>, ConnectError> {
         let inner = self.0.clone().start_session(version, server_name, params)?;
-        Ok(Box::new(Session { inner, side: Side::Client }))
+        Ok(Box::new(Session(inner)))
     }
 }
 
 /// A TLS session; all but the peer's parameters is its own affair.
-struct Session {
-    inner: Box<dyn crypto::Session>,
-    side: Side,
-}
+struct Session(Box<dyn crypto::Session>);
 
 impl crypto::Session for Session {
     fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
-        let Some(received) = self.inner.transport_parameters()? else { return Ok(None) };
+        let Some(received) = self.0.transport_parameters()? else { return Ok(None) };
         let mut bytes = Vec::with_capacity(256);
         received.write(&mut bytes);
         let patient = patient(&bytes)
-            .and_then(|bytes| TransportParameters::read(self.side, &mut bytes.as_slice()).ok());
+            .and_then(|bytes| TransportParameters::read(Side::Client, &mut bytes.as_slice()).ok());
         Ok(Some(patient.unwrap_or(received)))
     }
 
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> crypto::Keys {
-        self.inner.initial_keys(dst_cid, side)
+        self.0.initial_keys(dst_cid, side)
     }
 
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        self.inner.handshake_data()
+        self.0.handshake_data()
     }
 
     fn peer_identity(&self) -> Option<Box<dyn Any>> {
-        self.inner.peer_identity()
+        self.0.peer_identity()
     }
 
     fn early_crypto(&self) -> Option<(Box<dyn crypto::HeaderKey>, Box<dyn crypto::PacketKey>)> {
-        self.inner.early_crypto()
+        self.0.early_crypto()
     }
 
     fn early_data_accepted(&self) -> Option<bool> {
-        self.inner.early_data_accepted()
+        self.0.early_data_accepted()
     }
 
     fn is_handshaking(&self) -> bool {
-        self.inner.is_handshaking()
+        self.0.is_handshaking()
     }
 
     fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
-        self.inner.read_handshake(buf)
+        self.0.read_handshake(buf)
     }
 
     fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<crypto::Keys> {
-        self.inner.write_handshake(buf)
+        self.0.write_handshake(buf)
     }
 
     fn next_1rtt_keys(&mut self) -> Option<crypto::KeyPair<Box<dyn crypto::PacketKey>>> {
-        self.inner.next_1rtt_keys()
+        self.0.next_1rtt_keys()
     }
 
     fn is_valid_retry(&self, orig_dst_cid: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
-        self.inner.is_valid_retry(orig_dst_cid, header, payload)
+        self.0.is_valid_retry(orig_dst_cid, header, payload)
     }
 
     fn export_keying_material(
@@ -153,13 +117,13 @@ impl crypto::Session for Session {
         label: &[u8],
         context: &[u8],
     ) -> Result<(), crypto::ExportKeyingMaterialError> {
-        self.inner.export_keying_material(output, label, context)
+        self.0.export_keying_material(output, label, context)
     }
 }
 
 /// The same transport parameters with no less acknowledgement delay than [`MAX_ACK_DELAY`]; `None` when they are
 /// to stay as they are: the peer does not know the extension, or they are not transport parameters.
-fn patient(parameters: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn patient(parameters: &[u8]) -> Option<Vec<u8>> {
     let mut least_micros = None;
     // RFC 9000's default.
     let mut most_ms = 25;

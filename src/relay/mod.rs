@@ -20,6 +20,7 @@ mod auth;
 mod channel;
 mod control;
 mod forward;
+mod handshake;
 mod hub;
 mod leg;
 mod server;

@@ -3,10 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::hmac;
-use quinn::{
-    ConnectionId, ConnectionIdGenerator, Dir, IdleTimeout, TransportConfig, VarInt,
-    crypto::rustls::QuicServerConfig,
-};
+use quinn::{ConnectionId, ConnectionIdGenerator, Dir, IdleTimeout, TransportConfig, VarInt};
 use quinn_proto::{InvalidCid, RandomConnectionIdGenerator};
 use rustls::{
     CipherSuite,
@@ -15,7 +12,7 @@ use rustls::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::StartError;
+use super::{StartError, handshake::ServerCrypto};
 use crate::{
     quic::{acks, mtu},
     wire::{ALPN, SpkiPin},
@@ -136,8 +133,8 @@ pub(super) fn server_config(
     acks::ask_for_few(&mut transport);
     transport.mtu_discovery_config(Some(mtu::discovery()));
 
-    let quic = QuicServerConfig::try_from(tls).map_err(|_| StartError::NoInitialCipher)?;
-    let mut config = quinn::ServerConfig::with_crypto(acks::server(Arc::new(quic)));
+    let crypto = ServerCrypto::new(tls).ok_or(StartError::NoInitialCipher)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(Arc::new(transport));
     Ok(config)
 }
