@@ -35,12 +35,14 @@ const PAYLOAD_BYTES: usize = 1200;
 /// The most that the kernel hands over at once.
 const TRAIN_PACKETS: usize = 64;
 
-const UNLIMITED: Limits = Limits { rate_bytes_per_sec: None, rate_packets_per_sec: None, quota_bytes: None };
+const UNLIMITED: Limits =
+    Limits { rate_bytes_per_sec: None, rate_packets_per_sec: None, quota_bytes: None, weight: 1 };
 /// Every limit is there to be looked at, and none is ever reached.
 const ALL_LIMITS: Limits = Limits {
     rate_bytes_per_sec: Some(1 << 50),
     rate_packets_per_sec: Some(1 << 40),
     quota_bytes: Some(u64::MAX - 1),
+    weight: 1,
 };
 
 criterion_group! {

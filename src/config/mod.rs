@@ -397,7 +397,7 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
             pair_timeout,
         },
         tier: Tier {
-            limits: Limits { rate_bytes_per_sec, rate_packets_per_sec, quota_bytes },
+            limits: Limits { rate_bytes_per_sec, rate_packets_per_sec, quota_bytes, ..Limits::default() },
             allocations_per_device: (allocations_per_device != 0).then_some(allocations_per_device),
         },
         max_token_lifetime,

@@ -244,7 +244,7 @@ mod tests {
     const MS: u64 = 1_000_000;
     const SECOND: u64 = 1000 * MS;
     const UNLIMITED: Limits =
-        Limits { rate_bytes_per_sec: None, rate_packets_per_sec: None, quota_bytes: None };
+        Limits { rate_bytes_per_sec: None, rate_packets_per_sec: None, quota_bytes: None, weight: 1 };
 
     fn rate(bytes_per_sec: u64) -> Limits {
         Limits { rate_bytes_per_sec: Some(bytes_per_sec), ..UNLIMITED }

@@ -46,7 +46,7 @@ pub struct Now {
 pub struct ConnId(pub u64);
 
 /// What may pass, in both directions together. `None` means that there is no such limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Payload bytes per second.
     pub rate_bytes_per_sec: Option<u64>,
@@ -54,6 +54,16 @@ pub struct Limits {
     pub rate_packets_per_sec: Option<u64>,
     /// Payload bytes over the allocation's whole life.
     pub quota_bytes: Option<u64>,
+    /// How large a share of the relay's global limit is its own beside the others', where not all can have what
+    /// they want. The tier's alone: no token asks for one. 0 counts as 1.
+    pub weight: u32,
+}
+
+/// No limit, and the weight of one.
+impl Default for Limits {
+    fn default() -> Self {
+        Self { rate_bytes_per_sec: None, rate_packets_per_sec: None, quota_bytes: None, weight: 1 }
+    }
 }
 
 impl Limits {
@@ -67,6 +77,7 @@ impl Limits {
             rate_bytes_per_sec: granted(claims.bandwidth_bytes_per_sec, tier.limits.rate_bytes_per_sec),
             rate_packets_per_sec: tier.limits.rate_packets_per_sec,
             quota_bytes: granted(claims.quota_bytes, tier.limits.quota_bytes),
+            weight: tier.limits.weight,
         }
     }
 }

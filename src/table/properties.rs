@@ -92,7 +92,7 @@ proptest! {
         let limits = Limits {
             rate_bytes_per_sec: Some(rate_bytes_per_sec),
             rate_packets_per_sec: Some(rate_packets_per_sec),
-            quota_bytes: None,
+            ..Limits::default()
         };
         let meter = Meter::new(limits, 0);
         let (mut now_nanos, mut bytes_passed, mut packets_passed) = (start_nanos, vec![], vec![]);

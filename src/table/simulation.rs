@@ -45,11 +45,17 @@ const TIERS: [Tier; 2] = [
             rate_bytes_per_sec: Some(200_000),
             rate_packets_per_sec: Some(300),
             quota_bytes: Some(60_000),
+            weight: 1,
         },
         allocations_per_device: Some(3),
     },
     Tier {
-        limits: Limits { rate_bytes_per_sec: None, rate_packets_per_sec: None, quota_bytes: Some(400_000) },
+        limits: Limits {
+            rate_bytes_per_sec: None,
+            rate_packets_per_sec: None,
+            quota_bytes: Some(400_000),
+            weight: 4,
+        },
         allocations_per_device: None,
     },
 ];
@@ -112,7 +118,7 @@ struct Subject {
 
 enum Life {
     Unknown,
-    Live(Live),
+    Live(Box<Live>),
     Used,
     Final(CloseCode),
 }
@@ -272,13 +278,13 @@ impl World {
         } else {
             *self.seen.entry("second life".into()).or_default() += 1;
         }
-        subject.life = Life::Live(Live {
+        subject.life = Life::Live(Box::new(Live {
             created: self.now.mono,
             expires_at_unix: claims.expires_at_unix,
             token_hash: claims.token_hash,
             limits: Limits::granted(claims, tier),
             sides: Default::default(),
-        });
+        }));
         subject.meter = Some(joined.meter.clone());
         self.known.insert(at);
         assert!(self.known.len() <= self.rules.max_ledger || again, "the ledger overflows");

@@ -23,6 +23,7 @@ const LIMITS: Limits = Limits {
     rate_bytes_per_sec: Some(1_000_000),
     rate_packets_per_sec: Some(1_000),
     quota_bytes: Some(10_000),
+    weight: 1,
 };
 
 const TIER: Tier = Tier { limits: LIMITS, allocations_per_device: Some(3) };
@@ -823,10 +824,11 @@ fn every_refusal_has_its_code() {
 fn a_token_gets_what_it_asks_for_up_to_its_tier() {
     let granted = |asked: Option<u64>, cap: Option<u64>| {
         let claims = Claims { bandwidth_bytes_per_sec: asked, quota_bytes: asked, ..token(1, 1, 40) };
-        let limits = Limits { rate_bytes_per_sec: cap, rate_packets_per_sec: Some(77), quota_bytes: cap };
+        let limits =
+            Limits { rate_bytes_per_sec: cap, rate_packets_per_sec: Some(77), quota_bytes: cap, weight: 3 };
         let granted = Limits::granted(&claims, &Tier { limits, allocations_per_device: None });
         assert_eq!(granted.rate_bytes_per_sec, granted.quota_bytes);
-        assert_eq!(granted.rate_packets_per_sec, Some(77));
+        assert_eq!((granted.rate_packets_per_sec, granted.weight), (Some(77), 3));
         granted.quota_bytes
     };
     assert_eq!(granted(None, None), None);
