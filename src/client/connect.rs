@@ -9,8 +9,7 @@ use std::{
 
 use quinn::{
     ClientConfig, Connection, ConnectionError, ConnectionId, Endpoint, IdleTimeout, ReadExactError,
-    RecvStream, SendStream, TransportConfig, VarInt, congestion::CubicConfig,
-    crypto::rustls::QuicClientConfig,
+    RecvStream, SendStream, TransportConfig, VarInt, crypto::rustls::QuicClientConfig,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::{task::JoinSet, time::Instant};
@@ -23,7 +22,11 @@ use super::{
     trust::{self, Trust, Verdict},
 };
 use crate::{
-    quic::{acks, mtu},
+    quic::{
+        acks,
+        congestion::{self, RateBasedFactory},
+        mtu,
+    },
     wire::{
         CloseCode, Descriptor, RelayId, SpkiPin,
         control::{
@@ -335,8 +338,10 @@ pub(super) async fn attempt(
     })?;
     let times =
         ConnectTimes { resolve: resolved - started, handshake: shaken - resolved, join: shaken.elapsed() };
+    let grant = Grant::new(&allocated, ticket.token.allocation_id, options.raw_channel);
+    congestion::set_rate(&connection, grant.bandwidth_bytes_per_sec);
     Ok(Joined {
-        grant: Grant::new(&allocated, ticket.token.allocation_id, options.raw_channel),
+        grant,
         peer_present: allocated.peer_present,
         max_datagram_bytes: datagram_limit(allocated.max_datagram_bytes),
         connection,
@@ -413,10 +418,6 @@ fn client_config(
 }
 
 fn transport_config(options: &Options) -> TransportConfig {
-    let mut cubic = CubicConfig::default();
-    // What crosses is mostly congestion-controlled already: start where a path of 10 ms at 50 Mbit/s is full.
-    cubic.initial_window(64 * 1024);
-
     let mut config = TransportConfig::default();
     let streams = options.max_streams.clamp(1, MAX_STREAMS);
     // The control stream's window is the same, and it has to carry something.
@@ -426,7 +427,7 @@ fn transport_config(options: &Options) -> TransportConfig {
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(MAX_IDLE_TIMEOUT_MS))))
         .keep_alive_interval(Some(options.keep_alive.clamp(MIN_KEEP_ALIVE, MAX_KEEP_ALIVE)))
         .mtu_discovery_config(Some(mtu::discovery()))
-        .congestion_controller_factory(Arc::new(cubic))
+        .congestion_controller_factory(Arc::new(RateBasedFactory::new()))
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(streams))
         .stream_receive_window(VarInt::from_u32(window))

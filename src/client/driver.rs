@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    quic::congestion,
     wire::{
         CloseCode, TokenHash,
         control::{ClientMessage, Migrate, Refresh, Refreshed, RelayInfo},
@@ -360,6 +361,9 @@ impl Driver {
     fn on_refreshed(&mut self, id: u64, refreshed: &Refreshed) {
         let mut grant = Grant::clone(&self.shared.grant.load());
         grant.refreshed(refreshed);
+        if let Some(link) = &self.current {
+            congestion::set_rate(&link.connection, grant.bandwidth_bytes_per_sec);
+        }
         self.shared.grant.store(Arc::new(grant.clone()));
         self.shared.emit(Event::Refreshed { expires_at_unix: refreshed.expires_at });
         // Answers come in the order of the questions. Another expiry is the other side's refresh, told to both.

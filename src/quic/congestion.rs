@@ -57,6 +57,8 @@ use std::{
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
+use super::acks::MAX_ACK_DELAY;
+
 /// What may be in flight before anything is known: a path of 10 ms at 50 Mbit/s is full.
 const INITIAL_WINDOW_BYTES: u64 = 64 * 1024;
 /// And at most where the rate is known: 40 Mbit/s over 100 ms. A path that carries more shows it within rounds; one
@@ -80,10 +82,10 @@ const MIN_MODEL_RTT: Duration = Duration::from_millis(2);
 const MIN_RTT_MEMORY: Duration = Duration::from_secs(5);
 /// For how many rounds the highest rate and the largest lump are remembered; at most twice as many.
 const MEMORY_ROUNDS: u8 = 5;
-/// How long peers hold back acknowledgements, at most.
-const ACK_DELAY: Duration = Duration::from_millis(50);
-/// A lump counts for no more than comes in that time, and these packets: whoever acknowledges in larger lumps would
-/// have the window grow by its own size.
+/// Peers are asked to acknowledge every tenth packet.
+const LUMP_PACKETS: u64 = 12;
+/// A lump counts for no more than comes in [`MAX_ACK_DELAY`], and these packets: with a peer that acknowledges in
+/// larger ones, the window would grow by its own size each time.
 const LUMP_SLACK_PACKETS: u64 = 16;
 /// By how much the round trip may grow from what others put into the path's buffers before it slows down a flow
 /// that sends less than the path would carry. As much may such a flow put there itself.
@@ -126,16 +128,36 @@ pub(super) fn set_rate_of(controller: Box<dyn Controller>, bytes_per_sec: Option
     }
 }
 
+/// What a connection's controller was told last; `None` also for another kind of controller.
+#[cfg(test)]
+pub(crate) fn rate(connection: &quinn::Connection) -> Option<u64> {
+    let controller = connection.congestion_state().into_any().downcast::<RateBased>().ok()?;
+    Some(controller.rate_limit.load(Relaxed)).filter(|rate| *rate != NO_RATE)
+}
+
 /// Makes a [`RateBased`] controller for each path.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct RateBasedFactory {
-    /// Sets the controllers of one endpoint apart, so that they do not probe in step.
-    made: AtomicU32,
+    /// Differs for each path, so that those who share a link do not probe in step.
+    next_seed: AtomicU32,
+}
+
+impl RateBasedFactory {
+    pub(crate) fn new() -> Self {
+        let mut seed = [0; 4];
+        // Without randomness they probe in step, which costs some of the link.
+        let _ = getrandom::fill(&mut seed);
+        Self::seeded(u32::from_ne_bytes(seed))
+    }
+
+    pub(super) fn seeded(seed: u32) -> Self {
+        Self { next_seed: AtomicU32::new(seed) }
+    }
 }
 
 impl ControllerFactory for RateBasedFactory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        let seed = self.made.fetch_add(1, Relaxed);
+        let seed = self.next_seed.fetch_add(1, Relaxed);
         Box::new(RateBased::new(now, current_mtu, seed))
     }
 }
@@ -513,10 +535,15 @@ impl RateBased {
         gain * self.rate.largest().unwrap_or(0.0) * rtt.as_secs_f64() + self.lump()
     }
 
+    /// What may be in flight and have arrived already, for want of an acknowledgement.
+    ///
+    /// A window of fewer packets than a peer lets come before it acknowledges them would have each wait for the
+    /// peer's timer. Where that is what limits the rate, half as much again lets the window grow out of it.
     fn lump(&self) -> f64 {
-        let within_delay = self.rate.largest().unwrap_or(0.0) * ACK_DELAY.as_secs_f64();
+        let within_delay = self.rate.largest().unwrap_or(0.0) * MAX_ACK_DELAY.as_secs_f64();
         let most = within_delay + (LUMP_SLACK_PACKETS * self.mtu) as f64;
-        self.lump_bytes.largest().unwrap_or(0.0).min(most)
+        let least = (1.5 * within_delay).min((LUMP_PACKETS * self.mtu) as f64);
+        self.lump_bytes.largest().unwrap_or(0.0).min(most).max(least)
     }
 
     fn fit_window(&mut self) {
@@ -530,7 +557,7 @@ impl RateBased {
                 let at_rate = match rate_limit {
                     NO_RATE => 0.0,
                     _ if again => 0.0,
-                    rate => rate as f64 * (self.smoothed_rtt + ACK_DELAY).as_secs_f64(),
+                    rate => rate as f64 * (self.smoothed_rtt + MAX_ACK_DELAY).as_secs_f64(),
                 };
                 model.max(at_rate.min(MAX_INITIAL_WINDOW_BYTES as f64)).max(window as f64)
             }
@@ -543,7 +570,8 @@ impl RateBased {
         if rate_limit != NO_RATE {
             let smoothed = self.smoothed_rtt.max(MIN_MODEL_RTT);
             let rate = rate_limit as f64;
-            let slack = (RATE_SLACK_PACKETS * self.mtu) as f64 + self.lump().min(rate * ACK_DELAY.as_secs_f64());
+            let slack =
+                (RATE_SLACK_PACKETS * self.mtu) as f64 + self.lump().min(rate * MAX_ACK_DELAY.as_secs_f64());
             bytes = bytes.min(RATE_GAIN * rate * smoothed.as_secs_f64() + slack);
         }
         self.window = (bytes as u64).clamp(MIN_WINDOW_PACKETS * self.mtu, MAX_WINDOW_BYTES);
@@ -609,7 +637,7 @@ impl Controller for RateBased {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::simulation::some_time, *};
 
     const MTU: u16 = 1452;
     const MS: Duration = Duration::from_millis(1);
@@ -622,7 +650,7 @@ mod tests {
 
     impl Rounds {
         fn new() -> Self {
-            let now = Instant::now();
+            let now = some_time();
             Self { controller: RateBased::new(now, MTU, 0), now }
         }
 
@@ -705,7 +733,11 @@ mod tests {
                 rounds.round(1200, true);
             }
             assert_eq!(rounds.controller.overdone, overdone, "{lost_percent} %");
-            assert_eq!(matches!(rounds.controller.phase, Phase::Startup { .. }), !overdone, "{lost_percent} %");
+            assert_eq!(
+                matches!(rounds.controller.phase, Phase::Startup { .. }),
+                !overdone,
+                "{lost_percent} %"
+            );
         }
     }
 
@@ -767,9 +799,9 @@ mod tests {
 
     #[test]
     fn controllers_of_one_endpoint_do_not_probe_in_step() {
-        let factory = Arc::new(RateBasedFactory::default());
+        let factory = Arc::new(RateBasedFactory::new());
         let cruises = || {
-            let built = factory.clone().build(Instant::now(), MTU).into_any();
+            let built = factory.clone().build(some_time(), MTU).into_any();
             let mut controller = *built.downcast::<RateBased>().unwrap();
             (0..16).map(|_| format!("{:?}", controller.cruise())).collect::<Vec<_>>()
         };
@@ -822,7 +854,7 @@ mod tests {
             calls in prop::collection::vec(any_call(), 0..400),
         ) {
             // Whoever calls may err about times, too.
-            let mut now = Instant::now() + Duration::from_secs(1 << 32);
+            let mut now = some_time() + Duration::from_secs(1 << 32);
             let mut controller = RateBased::new(now, MTU, 7);
             for call in calls {
                 match call {

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use quinn::{
-    AckFrequencyConfig, MtuDiscoveryConfig, TransportConfig, VarInt,
+    TransportConfig, VarInt,
     congestion::{ControllerFactory, CubicConfig},
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
@@ -23,7 +23,11 @@ use quinn_proto::{
     Event as QuicEvent, ServerConfig, StreamId,
 };
 
-use super::congestion::{RateBasedFactory, set_rate_of};
+use super::{
+    acks,
+    congestion::{RateBasedFactory, set_rate_of},
+    mtu,
+};
 
 /// In bytes per second.
 const MBIT: f64 = 125_000.0;
@@ -35,6 +39,9 @@ const MIN_WAIT_BYTES: f64 = 65_536.0;
 const DATAGRAM_BUFFER_BYTES: usize = 4 << 20;
 /// Of what a link carries, how much is a stream's payload: 1452-byte packets in IPv4, and the acknowledgements.
 const PAYLOAD_SHARE: f64 = 0.96;
+
+/// Of any link: two bursts as quinn's pacer lets them go.
+const MIN_BUFFER_BYTES: f64 = 30_000.0;
 
 #[derive(Debug, Clone, Copy)]
 struct Link {
@@ -49,7 +56,7 @@ impl Link {
     /// With a buffer that holds `buffer` times what the link carries in a round trip.
     fn new(mbit: f64, round_trip_ms: u64, buffer: f64, loss: f64) -> Self {
         let (bytes_per_sec, round_trip) = (mbit * MBIT, Duration::from_millis(round_trip_ms));
-        let buffer_bytes = (buffer * bytes_per_sec * round_trip.as_secs_f64()).max(15_000.0);
+        let buffer_bytes = (buffer * bytes_per_sec * round_trip.as_secs_f64()).max(MIN_BUFFER_BYTES);
         Self { bytes_per_sec, buffer_bytes, round_trip, loss }
     }
 }
@@ -147,7 +154,7 @@ impl World {
             }
         };
         eprintln!("ZRC_SEED={seed}");
-        let start = Instant::now();
+        let start = some_time();
         let mut world = Self {
             link,
             start,
@@ -209,7 +216,12 @@ impl World {
         let seen = self.seen;
         let carried = u32::try_from((seen.packets - seen.overflowed).max(1)).unwrap();
         let span = Span {
-            rates: self.flows.iter().zip(before).map(|(f, before)| per_sec(f.delivered_bytes - before)).collect(),
+            rates: self
+                .flows
+                .iter()
+                .zip(before)
+                .map(|(f, before)| per_sec(f.delivered_bytes - before))
+                .collect(),
             overflow: seen.overflowed as f64 / seen.packets.max(1) as f64,
             wait: seen.waited / carried,
             sent: per_sec(seen.bytes),
@@ -382,6 +394,12 @@ impl World {
     }
 }
 
+/// Where virtual time begins.
+#[expect(clippy::disallowed_methods, reason = "there is no other way to an Instant")]
+pub(super) fn some_time() -> Instant {
+    Instant::now()
+}
+
 /// Reads all that has arrived, and tells how many bytes.
 fn read(connection: &mut Connection) -> u64 {
     let mut bytes = 0;
@@ -414,13 +432,14 @@ fn new_flow(by: By, now: Instant, flow: usize) -> Flow {
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone());
     let tls = builder.with_protocol_versions(&versions).unwrap().with_no_client_auth();
     let tls = tls.with_single_cert(vec![certificate], key).unwrap();
-    let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
-    server.transport_config(transport(by));
+    let mut server =
+        ServerConfig::with_crypto(acks::server(Arc::new(QuicServerConfig::try_from(tls).unwrap())));
+    server.transport_config(transport(by, flow));
     let builder = rustls::ClientConfig::builder_with_provider(provider);
     let tls = builder.with_protocol_versions(&versions).unwrap().with_root_certificates(roots);
     let tls = tls.with_no_client_auth();
-    let mut client = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-    client.transport_config(transport(by));
+    let mut client = ClientConfig::new(acks::client(Arc::new(QuicClientConfig::try_from(tls).unwrap())));
+    client.transport_config(transport(by, flow));
 
     let seeded = |seed: u8| {
         let mut config = EndpointConfig::default();
@@ -443,29 +462,25 @@ fn new_flow(by: By, now: Instant, flow: usize) -> Flow {
 }
 
 /// As relay and clients have it where it matters here, and windows that limit nothing.
-fn transport(by: By) -> Arc<TransportConfig> {
+fn transport(by: By, flow: usize) -> Arc<TransportConfig> {
     let controllers: Arc<dyn ControllerFactory + Send + Sync> = match by {
-        By::RateBased => Arc::new(RateBasedFactory::default()),
+        By::RateBased => Arc::new(RateBasedFactory::seeded(flow as u32)),
         By::Cubic => {
             let mut cubic = CubicConfig::default();
             cubic.initial_window(64 * 1024);
             Arc::new(cubic)
         }
     };
-    let mut acks = AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(VarInt::from_u32(10)).max_ack_delay(Some(Duration::from_millis(50)));
-    let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(1452);
     let mut transport = TransportConfig::default();
     transport
         .congestion_controller_factory(controllers)
-        .ack_frequency_config(Some(acks))
-        .mtu_discovery_config(Some(mtu))
+        .mtu_discovery_config(Some(mtu::discovery()))
         .stream_receive_window(VarInt::from_u32(16 << 20))
         .receive_window(VarInt::from_u32(16 << 20))
         .send_window(16 << 20)
         .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES));
+    acks::ask_for_few(&mut transport);
     Arc::new(transport)
 }
 
@@ -500,8 +515,7 @@ fn a_flow_below_the_links_rate_is_not_held_back_by_random_loss() {
 fn heavy_random_loss_does_not_collapse_a_flow() {
     for (loss, least) in [(0.12, 0.7), (0.18, 0.2)] {
         let offered = 25.0 * MBIT;
-        let mut world =
-            World::with(Link::new(50.0, 60, 1.0, loss), By::RateBased, Load::Datagrams(offered));
+        let mut world = World::with(Link::new(50.0, 60, 1.0, loss), By::RateBased, Load::Datagrams(offered));
         world.run(secs(4));
         let delivered = world.run(secs(4)).rates[0] / offered / (1.0 - loss);
         assert!(delivered > least, "{loss}: {delivered:.3}");
@@ -510,9 +524,8 @@ fn heavy_random_loss_does_not_collapse_a_flow() {
 
 #[test]
 fn one_stream_fills_a_link_without_filling_its_buffer() {
-    for (mbit, round_trip_ms) in [(50.0, 60), (10.0, 20), (200.0, 10), (2.0, 100)] {
-        let mut world =
-            World::with(Link::new(mbit, round_trip_ms, 4.0, 0.0), By::RateBased, Load::Stream);
+    for (mbit, round_trip_ms) in [(50.0, 60), (10.0, 20), (200.0, 10), (2.0, 100), (2.0, 1), (20.0, 1)] {
+        let mut world = World::with(Link::new(mbit, round_trip_ms, 4.0, 0.0), By::RateBased, Load::Stream);
         world.run(secs(3));
         let span = world.run(secs(5));
         let used = span.rates[0] / mbit / MBIT / PAYLOAD_SHARE;

@@ -243,7 +243,7 @@ impl Hub {
                 }
                 Effect::Refreshed { conn, grant } => {
                     if let Some(leg) = self.leg(conn) {
-                        leg.size_send_buffer();
+                        leg.fit_to_limits();
                         leg.tell(|outbox| outbox.refreshed = Some(grant));
                     }
                 }
@@ -271,6 +271,11 @@ impl Hub {
         {
             self.sooner.notify_one();
         }
+    }
+
+    #[cfg(test)]
+    pub fn legs(&self) -> Vec<Arc<Leg>> {
+        self.legs.iter().map(|leg| leg.clone()).collect()
     }
 
     fn leg(&self, id: ConnId) -> Option<Arc<Leg>> {

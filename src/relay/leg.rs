@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use super::{channel::Channel, tls::DATAGRAM_SEND_BUFFER_BYTES};
 use crate::{
     metrics::{DropReason, Metrics},
+    quic::congestion,
     table::{ConnId, Grant, Limits, Meter},
     wire::{CloseCode, Handle, Role, channel::Tag},
 };
@@ -175,7 +176,7 @@ impl Leg {
             datagrams: DatagramCounts::default(),
             watched: Mutex::new(watched),
         };
-        leg.size_send_buffer();
+        leg.fit_to_limits();
         leg
     }
 
@@ -305,8 +306,9 @@ impl Leg {
         self.control_written.store(true, Ordering::Relaxed);
     }
 
-    /// Fits the send buffer to the limits in force and to what the path carries.
-    pub fn size_send_buffer(&self) {
+    /// Fits the send buffer and the congestion controller to the limits in force and to what the path carries.
+    pub fn fit_to_limits(&self) {
+        congestion::set_rate(&self.connection, self.meter.limits().rate_bytes_per_sec);
         self.fit_send_buffer(&self.connection.stats().path);
     }
 
@@ -374,6 +376,10 @@ impl Leg {
             }
         }
         let migrated_to = (address != watched.address).then_some(address);
+        if migrated_to.is_some() {
+            // quinn has made a new controller for the new path.
+            congestion::set_rate(&self.connection, self.meter.limits().rate_bytes_per_sec);
+        }
         if let Some(channel) = self.channel().filter(|channel| !channel.is_at(address)) {
             channel.close();
         }

@@ -208,6 +208,11 @@ impl RelayServer {
         Arc::strong_count(&self.hub)
     }
 
+    #[cfg(test)]
+    pub(super) fn legs(&self) -> Vec<Arc<super::leg::Leg>> {
+        self.hub.legs()
+    }
+
     /// What is live now, in order of handles: for an administrator. Takes time in proportion to their number.
     pub fn allocations(&self) -> Vec<Summary> {
         self.hub.allocations()

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{StartError, handshake::ServerCrypto};
 use crate::{
-    quic::{acks, mtu},
+    quic::{acks, congestion::RateBasedFactory, mtu},
     wire::{ALPN, SpkiPin},
 };
 
@@ -132,6 +132,7 @@ pub(super) fn server_config(
         ));
     acks::ask_for_few(&mut transport);
     transport.mtu_discovery_config(Some(mtu::discovery()));
+    transport.congestion_controller_factory(Arc::new(RateBasedFactory::new()));
 
     let crypto = ServerCrypto::new(tls).ok_or(StartError::NoInitialCipher)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));

@@ -1,5 +1,6 @@
 //! The relay on loopback, driven by a bare client that can also misbehave.
 
+mod congestion;
 mod forwarding;
 mod hostile;
 mod lean;
