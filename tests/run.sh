@@ -10,7 +10,7 @@ shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly CARGO_DENY_VERSION=0.20.2
-readonly STEPS=(fmt shell page deny clippy doc test client cross interop peers)
+readonly STEPS=(fmt shell page deny clippy doc test client cross interop netns peers)
 readonly TARGET=${CARGO_TARGET_DIR:-$PWD/target}
 readonly VENV=$TARGET/venv
 export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
@@ -27,6 +27,7 @@ about() {
     client) echo "the client library builds alone and pulls in no server" ;;
     cross) echo "the client library is checked for macOS and Windows" ;;
     interop) echo "an independent client in Python drives the relay" ;;
+    netns) echo "what gets through a lossy, delayed path between network namespaces" ;;
     peers) echo "the comparison with other relays and the benches still work (no figures)" ;;
     *) return 1 ;;
     esac
@@ -45,6 +46,7 @@ advice() {
     client) echo "what only the server needs belongs behind feature \"server\" in Cargo.toml and #[cfg] in src/" ;;
     cross) echo "tests/cross.sh says which target; code for one system belongs behind #[cfg(target_os)]" ;;
     interop) echo "'$VENV/bin/python -m pytest tests/interop -k NAME -x' runs one test; see tests/interop/README.md" ;;
+    netns) echo "'python3 tests/netns/lossy_path.py PROGRAM' measures another build of zrc-relay" ;;
     peers) echo "'benches/peers.sh --smoke --rows ROW --relays RELAY' runs one combination" ;;
     esac
 }
@@ -105,6 +107,17 @@ step_peers() {
     limited 25m bash benches/peers.sh --smoke
 }
 
+step_netns() {
+    local probe=zrc-$$-probe
+    if ((EUID)) || ! ip netns add "$probe"; then
+        say "SKIPPED, NOTHING WAS TESTED: this step needs root and a kernel with network namespaces"
+        return
+    fi
+    ip netns delete "$probe"
+    cargo build --locked --bin zrc-relay
+    limited 2m python3 tests/netns/lossy_path.py "$TARGET/debug/zrc-relay"
+}
+
 # The Python packages, at the versions of tests/interop/requirements.txt, installed again when that changes.
 python_packages() {
     local wanted=tests/interop/requirements.txt
@@ -128,6 +141,13 @@ prepare() {
         clippy | client) cargo clippy --version >/dev/null 2>&1 || components+=(clippy) ;;
         shell) command -v shellcheck >/dev/null || packages+=(shellcheck) ;;
         page) command -v node >/dev/null || packages+=(nodejs) ;;
+        netns)
+            if ! ((EUID)); then
+                command -v ip >/dev/null && command -v tc >/dev/null || packages+=(iproute2)
+                command -v nft >/dev/null || packages+=(nftables)
+                command -v python3 >/dev/null || packages+=(python3)
+            fi
+            ;;
         cross | interop) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
         esac
     done
