@@ -432,8 +432,7 @@ fn new_flow(by: By, now: Instant, flow: usize) -> Flow {
     let builder = rustls::ServerConfig::builder_with_provider(provider.clone());
     let tls = builder.with_protocol_versions(&versions).unwrap().with_no_client_auth();
     let tls = tls.with_single_cert(vec![certificate], key).unwrap();
-    let mut server =
-        ServerConfig::with_crypto(acks::server(Arc::new(QuicServerConfig::try_from(tls).unwrap())));
+    let mut server = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
     server.transport_config(transport(by, flow));
     let builder = rustls::ClientConfig::builder_with_provider(provider);
     let tls = builder.with_protocol_versions(&versions).unwrap().with_root_certificates(roots);
