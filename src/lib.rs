@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | [`wire`] | tokens, proofs, control frames, close codes, descriptors: the contract, shared by both sides | none |
 //! | [`table`] | which connections belong together and until when; the meter that both legs share | none |
+//! | `guard` | what keeps abuse away, and the stream of security events | none |
 //! | [`clock`] | the only reader of clocks; everything else is told the time | clocks |
 //! | `relay` | sockets and tasks around the table: shard, socket, session, leg, forward, channel, splice | UDP |
 //! | `quic` | what relay and client both set up in quinn | none |
@@ -99,6 +100,8 @@ pub mod client;
 pub mod clock;
 #[cfg(feature = "server")]
 pub mod config;
+#[cfg(feature = "server")]
+pub mod guard;
 #[cfg(feature = "server")]
 pub mod metrics;
 #[cfg(feature = "server")]

@@ -2,6 +2,7 @@
 //!
 //! Counters end in `_total`; no label takes a value that a caller chooses.
 
+mod security;
 mod striped;
 
 use std::fmt;
@@ -10,6 +11,7 @@ use prometheus::{
     Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+pub use self::security::{SecurityKind, SecurityMetrics};
 pub use self::striped::Counter;
 use self::striped::{Counters, Family};
 
@@ -146,6 +148,8 @@ pub struct Metrics {
     pub session_panics: IntCounter,
     /// Batches of packets dropped for a panic. Anything but 0 is a bug.
     pub socket_panics: IntCounter,
+    /// Security events.
+    pub security: SecurityMetrics,
 }
 
 /// One counter for each close code, looked up by number.
@@ -326,6 +330,7 @@ impl Metrics {
                 "zrc_relay_session_panics_total",
                 "Sessions that ended by a panic; anything but 0 is a bug.",
             )?,
+            security: SecurityMetrics::new(r)?,
             registry,
         })
     }

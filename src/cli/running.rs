@@ -14,6 +14,7 @@ use super::{
 use crate::{
     clock::Clock,
     config::{self, Config},
+    guard::{EventSettings, SecurityEvents},
     metrics::Metrics,
     ops::{Handles, OpsServer, Readiness},
     relay::{
@@ -48,6 +49,7 @@ impl Running {
         let state = State::open(state_dir, &wanted.server_name, given)?;
         let clock = Clock::start();
         let metrics = Arc::new(Metrics::new().or_fail(Exit::Software, "cannot declare the metrics")?);
+        let security = SecurityEvents::new(clock, metrics.clone(), EventSettings::default());
 
         let public_ip = wanted.public.as_ref().and_then(|public| public.host.parse::<IpAddr>().ok());
         let public_port =
@@ -81,6 +83,7 @@ impl Running {
             },
             clock,
             metrics.clone(),
+            security,
         )
         .map_err(|error| {
             let exit = match error {

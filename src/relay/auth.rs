@@ -3,7 +3,8 @@
 use std::{collections::HashMap, time::Duration};
 
 use crate::{
-    table::Tier,
+    guard::Limit,
+    table::{Refusal, Tier},
     wire::{
         Claims, CloseCode, DeviceId, PublicKey, RelayId, SignedToken, TokenError, VerifiedTokens,
         proof::Binding, token::Expected,
@@ -66,11 +67,18 @@ pub(super) struct Rejection {
     /// Helps the caller, tells an attacker nothing.
     pub message: String,
     pub retry_after: Option<Duration>,
+    /// The limit that is the reason, where one is.
+    pub limit: Option<Limit>,
 }
 
 impl Rejection {
     pub fn new(code: CloseCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after: None }
+        Self { code, message: message.into(), retry_after: None, limit: None }
+    }
+
+    /// The same, because of this limit.
+    pub fn by(self, limit: Limit) -> Self {
+        Self { limit: Some(limit), ..self }
     }
 }
 
@@ -89,9 +97,21 @@ impl From<TokenError> for Rejection {
     }
 }
 
-impl From<crate::table::Refusal> for Rejection {
-    fn from(refusal: crate::table::Refusal) -> Self {
-        Self::new(refusal.close_code(), refusal.to_string())
+impl From<Refusal> for Rejection {
+    fn from(refusal: Refusal) -> Self {
+        let limit = match refusal {
+            Refusal::AllocationsFull => Some(Limit::Allocations),
+            Refusal::LedgerFull => Some(Limit::Ledger),
+            Refusal::DeviceFull => Some(Limit::DeviceAllocations),
+            Refusal::Ended(CloseCode::QuotaExceeded) => Some(Limit::Quota),
+            Refusal::Ended(_)
+            | Refusal::OtherAllocation
+            | Refusal::NotLater
+            | Refusal::Gone
+            | Refusal::Expired
+            | Refusal::AlreadyJoined => None,
+        };
+        Self { limit, ..Self::new(refusal.close_code(), refusal.to_string()) }
     }
 }
 

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    guard::{Limit, SecurityEvent, SecurityEvents, Subject},
     metrics::Metrics,
     table::{ConnId, Effect, Joined, Now, Rules, Summary, Table, Tier},
     wire::{Claims, CloseCode, Handle, RelayId, Role, VerifiedTokens},
@@ -36,6 +37,7 @@ const MAX_VERIFIED_TOKENS: usize = 1024;
 pub(super) struct Hub {
     pub clock: Clock,
     pub metrics: Arc<Metrics>,
+    pub security: SecurityEvents,
     pub relay_id: RelayId,
     pub admission: Admission,
     pub verified: VerifiedTokens,
@@ -56,6 +58,7 @@ impl Hub {
     pub fn new(
         clock: Clock,
         metrics: Arc<Metrics>,
+        security: SecurityEvents,
         relay_id: RelayId,
         admission: Admission,
         rules: Rules,
@@ -64,6 +67,7 @@ impl Hub {
         Self {
             clock,
             metrics,
+            security,
             relay_id,
             admission,
             verified: VerifiedTokens::new(MAX_VERIFIED_TOKENS),
@@ -255,6 +259,10 @@ impl Hub {
                 }
                 Effect::Ended(ended) => {
                     self.metrics.allocation_ended(ended.code);
+                    if ended.code == CloseCode::QuotaExceeded {
+                        let event = SecurityEvent::LimitHit { limit: Limit::Quota };
+                        self.security.emit(event, Subject::NOBODY.of(ended.handle));
+                    }
                     tracing::info!(
                         allocation = %ended.handle,
                         code = ended.code.name(),

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    guard::SecurityEvents,
     metrics::Metrics,
     table::{Rules, Summary},
     wire::{Handle, RelayId, SpkiPin},
@@ -115,14 +116,20 @@ impl RelayServer {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
-    pub fn start(config: RelayConfig, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, StartError> {
-        Self::start_steered(config, clock, metrics, steer::by_packet)
+    pub fn start(
+        config: RelayConfig,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        security: SecurityEvents,
+    ) -> Result<Self, StartError> {
+        Self::start_steered(config, clock, metrics, security, steer::by_packet)
     }
 
     pub(super) fn start_steered(
         config: RelayConfig,
         clock: Clock,
         metrics: Arc<Metrics>,
+        security: SecurityEvents,
         steer: Steer,
     ) -> Result<Self, StartError> {
         let spki = config.tls.spki()?;
@@ -158,8 +165,15 @@ impl RelayServer {
             spki_sha256: spki.0,
         };
         let channels = Channels::new(shards)?;
-        let hub =
-            Arc::new(Hub::new(clock, metrics, config.relay_id, config.admission, config.rules, channels));
+        let hub = Arc::new(Hub::new(
+            clock,
+            metrics,
+            security,
+            config.relay_id,
+            config.admission,
+            config.rules,
+            channels,
+        ));
         let common = Common {
             shards,
             server_config,

@@ -22,6 +22,7 @@ use super::{
     tls,
 };
 use crate::{
+    guard::{Limit, SecurityEvent, Subject, ValidatedSource},
     metrics::DropReason,
     table::{ConnId, Joined, Tier},
     wire::{
@@ -82,6 +83,7 @@ pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Inc
 async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> Option<(Guard, Session)> {
     let Some(unauthenticated) = shard.unauthenticated() else {
         hub.metrics.handshakes_refused.inc();
+        hub.security.emit(SecurityEvent::LimitHit { limit: Limit::Unauthenticated }, Subject::NOBODY);
         incoming.refuse();
         return None;
     };
@@ -92,6 +94,7 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> 
         let _ = incoming.retry();
         return None;
     }
+    let from = incoming.remote_address().ip();
     let connection = match incoming.accept() {
         Ok(connecting) => timeout(HANDSHAKE_TIMEOUT, connecting).await,
         Err(error) => Ok(Err(error)),
@@ -110,12 +113,15 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> 
         }
     };
     let id = hub.next_connection();
+    // Whoever finished the handshake read what was sent there. Where the connection has moved to since, is not asked:
+    // that may be a claim.
+    let caller = Subject::source(ValidatedSource::vouched(from)).on(id);
     let mut guard = Guard::new(hub.clone(), id, connection.clone(), shard.connections.clone());
     tracing::debug!(connection = id.0, address = %connection.remote_address(), "connected");
 
     let mut control = None;
     let admitted = {
-        let admission = timeout(AUTH_TIMEOUT, admit(&hub, &shard, &connection, id, &mut control));
+        let admission = timeout(AUTH_TIMEOUT, admit(&hub, &shard, &connection, id, caller, &mut control));
         let mut admission = std::pin::pin!(admission);
         loop {
             tokio::select! {
@@ -130,6 +136,7 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> 
                         let code = CloseCode::ProtocolError;
                         hub.metrics.refused(code);
                         guard.code = Some(code);
+                        hub.security.emit(SecurityEvent::LimitHit { limit: Limit::EarlyDatagrams }, caller);
                         connection.close(number(code), b"datagrams before a token was accepted");
                         return None;
                     }
@@ -140,7 +147,8 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> 
     let outcome = match admitted {
         Ok(outcome) => outcome,
         Err(_) => {
-            Err(Some(Rejection::new(CloseCode::AuthTimeout, "no accepted token within 3 s of the handshake")))
+            let message = "no accepted token within 3 s of the handshake";
+            Err(Some(Rejection::new(CloseCode::AuthTimeout, message).by(Limit::AuthTimeout)))
         }
     };
     let admitted = match outcome {
@@ -148,6 +156,7 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> 
         Err(Some(rejection)) => {
             hub.metrics.refused(rejection.code);
             tracing::debug!(connection = id.0, code = rejection.code.name(), "refused");
+            report_limit(&hub, &rejection, caller);
             guard.code = Some(rejection.code);
             refuse(&connection, control.as_mut().map(|(send, _)| send), rejection).await;
             return None;
@@ -162,7 +171,8 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> 
     tls::open_up(&connection);
     let early_datagrams = guard.early_datagrams;
     admitted.leg.datagrams.read.fetch_add(early_datagrams, std::sync::atomic::Ordering::Relaxed);
-    let session = Session { hub, shard, admitted, send, reader, closed_with: None };
+    let caller = caller.of(admitted.leg.handle);
+    let session = Session { hub, shard, caller, admitted, send, reader, closed_with: None };
     Some((guard, session))
 }
 
@@ -212,6 +222,13 @@ impl Drop for Guard {
     }
 }
 
+/// A refusal that a limit is the reason of is a security event.
+fn report_limit(hub: &Hub, rejection: &Rejection, caller: Subject) {
+    if let Some(limit) = rejection.limit {
+        hub.security.emit(SecurityEvent::LimitHit { limit }, caller);
+    }
+}
+
 fn number(code: CloseCode) -> VarInt {
     VarInt::from_u32(u32::from(code.number()))
 }
@@ -248,6 +265,7 @@ async fn admit(
     shard: &Shard,
     connection: &quinn::Connection,
     id: ConnId,
+    caller: Subject,
     control: &mut Control,
 ) -> Result<Admitted, Option<Rejection>> {
     let (send, recv) = connection.accept_bi().await.map_err(|_| None)?;
@@ -259,10 +277,17 @@ async fn admit(
         .admission
         .admit(&hub.relay_id, &hello.token, &hello.allocation_id, hub.clock.unix_secs(), &hub.verified)
         .map_err(|error| {
-            tracing::debug!(connection = id.0, reason = error.reason(), "token refused");
+            hub.security.emit(SecurityEvent::BadToken { reason: error.reason() }, caller);
             Some(error.into())
         })?;
-    prove(&shard.terms, connection, &hello, &claims, send, reader).await?;
+    if !proves(&shard.terms, connection, &hello, &claims, send, reader).await? {
+        let event = SecurityEvent::ProofFailed { role: hello.role };
+        hub.security.emit(event, caller.of(claims.identity.handle()));
+        return Err(Some(Rejection::new(
+            CloseCode::ProofInvalid,
+            "the proof was not made by the role's key for this connection",
+        )));
+    }
     let origin = Origin {
         shard: shard.number,
         wants_channel: shard.terms.raw_channel && hello.features.contains(&Feature::RawChannel),
@@ -280,15 +305,15 @@ async fn admit(
     Ok(Admitted { leg, joined, allocation_id: claims.identity.allocation_id })
 }
 
-/// Checks that the caller holds its role's key.
-async fn prove(
+/// Whether the caller holds its role's key.
+async fn proves(
     terms: &Terms,
     connection: &quinn::Connection,
     hello: &Hello,
     claims: &Claims,
     send: &mut SendStream,
     reader: &mut FrameReader,
-) -> Result<(), Option<Rejection>> {
+) -> Result<bool, Option<Rejection>> {
     let (binding, proof) = match &hello.proof {
         Some(proof) => (exporter_binding(connection)?, proof.clone()),
         None => {
@@ -306,14 +331,7 @@ async fn prove(
             (Binding::Nonce { nonce, spki_sha256: terms.spki_sha256 }, prove.proof)
         }
     };
-    if proof::verifies(claims.key_of(hello.role), hello.role, &claims.token_hash, &binding, &proof) {
-        return Ok(());
-    }
-    tracing::debug!(allocation = %claims.identity.handle(), role = %hello.role, "proof refused");
-    Err(Some(Rejection::new(
-        CloseCode::ProofInvalid,
-        "the proof was not made by the role's key for this connection",
-    )))
+    Ok(proof::verifies(claims.key_of(hello.role), hello.role, &claims.token_hash, &binding, &proof))
 }
 
 /// The next control message, while there must be one.
@@ -383,6 +401,8 @@ async fn goodbye(
 struct Session {
     hub: Arc<Hub>,
     shard: Arc<Shard>,
+    /// As the handshake proved it.
+    caller: Subject,
     admitted: Admitted,
     send: SendStream,
     reader: FrameReader,
@@ -462,6 +482,7 @@ impl Session {
                             leg.control_pending();
                             let code = rejection.code;
                             self.hub.metrics.refused(code);
+                            report_limit(&self.hub, &rejection, self.caller());
                             refuse(&leg.connection, Some(&mut self.send), rejection).await;
                             return Some(code);
                         }
@@ -537,11 +558,19 @@ impl Session {
 
     fn admit_again(&self, token: &[u8], allocation_id: &[u8]) -> Result<(Claims, Tier), Option<Rejection>> {
         let hub = &self.hub;
-        hub.admission.admit(&hub.relay_id, token, allocation_id, hub.clock.unix_secs(), &hub.verified).map_err(|error| {
-            let leg = &self.admitted.leg;
-            tracing::debug!(allocation = %leg.handle, connection = leg.id.0, reason = error.reason(), "refresh refused");
-            Some(error.into())
-        })
+        hub.admission
+            .admit(&hub.relay_id, token, allocation_id, hub.clock.unix_secs(), &hub.verified)
+            .map_err(|error| {
+                hub.security.emit(SecurityEvent::BadToken { reason: error.reason() }, self.caller());
+                Some(error.into())
+            })
+    }
+
+    /// Whom an event is about. The source is not named once the client has another address: where it is now may be
+    /// a claim, and who is where it was, somebody else.
+    fn caller(&self) -> Subject {
+        let now = self.admitted.leg.connection.remote_address().ip().to_canonical();
+        Subject { source: self.caller.source.filter(|source| source.ip() == now), ..self.caller }
     }
 
     /// Tells the client what it does not know yet.

@@ -14,6 +14,7 @@ use tokio::{join, time::timeout};
 use zrc_relay::{
     client::{Event, Events, MAX_DATAGRAM_BYTES, Options, Proof, RefreshError, Relay, Session, Ticket},
     clock::Clock,
+    guard::{EventSettings, SecurityEvents},
     metrics::Metrics,
     relay::{Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity},
     table::{Rules, Tier},
@@ -115,7 +116,9 @@ impl Running {
 }
 
 fn serve(config: &RelayConfig) -> RelayServer {
-    RelayServer::start(config.clone(), Clock::start(), Arc::new(Metrics::new().unwrap())).unwrap()
+    let (clock, metrics) = (Clock::start(), Arc::new(Metrics::new().unwrap()));
+    let security = SecurityEvents::new(clock, metrics.clone(), EventSettings::default());
+    RelayServer::start(config.clone(), clock, metrics, security).unwrap()
 }
 
 /// Two keys, and tokens of theirs for one allocation.

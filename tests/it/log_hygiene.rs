@@ -16,6 +16,7 @@ use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt as _, regis
 use zrc_relay::{
     client::{Relay, Ticket},
     clock::Clock,
+    guard::{EventSettings, SecurityEvents},
     metrics::Metrics,
     relay::{Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity},
     table::{Rules, Tier},
@@ -61,6 +62,8 @@ async fn r5_3_no_payload_token_key_or_address_is_logged() {
     let certified = rcgen::generate_simple_self_signed(["relay".to_owned()]).unwrap();
     let relay_id = RelayId::random().unwrap();
     let clock = Clock::start();
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let security = SecurityEvents::new(clock, metrics.clone(), EventSettings::default());
     let server = RelayServer::start(
         RelayConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -90,7 +93,8 @@ async fn r5_3_no_payload_token_key_or_address_is_logged() {
             raw_channel: true,
         },
         clock,
-        Arc::new(Metrics::new().unwrap()),
+        metrics,
+        security,
     )
     .unwrap();
     let addr = server.local_addr();

@@ -36,6 +36,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    guard::{EventSettings, SecurityEvents},
     metrics::Metrics,
     table::{ConnId, Limits, Meter, Rules, Tier},
     wire::{
@@ -57,6 +58,7 @@ pub(super) async fn soon<T>(event: impl Future<Output = T>) -> T {
 pub(super) struct Harness {
     pub server: RelayServer,
     pub metrics: Arc<Metrics>,
+    pub security: SecurityEvents,
     pub relay_id: RelayId,
     pub clock: Clock,
     roots: Arc<rustls::RootCertStore>,
@@ -118,8 +120,9 @@ impl Harness {
         change(&mut config);
         let metrics = Arc::new(Metrics::new().unwrap());
         let clock = Clock::start();
-        let server = RelayServer::start_steered(config, clock, metrics.clone(), steer)?;
-        Ok(Self { server, metrics, relay_id, clock, roots: Arc::new(roots) })
+        let security = SecurityEvents::new(clock, metrics.clone(), EventSettings::default());
+        let server = RelayServer::start_steered(config, clock, metrics.clone(), security.clone(), steer)?;
+        Ok(Self { server, metrics, security, relay_id, clock, roots: Arc::new(roots) })
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -495,7 +498,15 @@ pub(super) fn hub(harness: &Harness) -> Hub {
         max_token_lifetime: Duration::from_secs(24 * 3600),
     };
     let channels = Channels::new(1).unwrap();
-    Hub::new(harness.clock, harness.metrics.clone(), harness.relay_id, admission, rules(), channels)
+    Hub::new(
+        harness.clock,
+        harness.metrics.clone(),
+        harness.security.clone(),
+        harness.relay_id,
+        admission,
+        rules(),
+        channels,
+    )
 }
 
 /// A leg over the client's end of a connection, for tests of a part of a session.
