@@ -1,6 +1,7 @@
 //! The relay on loopback, driven by a bare client that can also misbehave.
 
 mod congestion;
+mod events;
 mod forwarding;
 mod hostile;
 mod lean;
