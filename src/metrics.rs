@@ -11,7 +11,7 @@ use prometheus::{
     Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-pub use self::security::{SecurityKind, SecurityMetrics};
+pub use self::security::{SecurityKind, SecurityMetrics, WebhookOutcome};
 pub use self::striped::Counter;
 use self::striped::{Counters, Family};
 

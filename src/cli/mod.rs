@@ -41,6 +41,8 @@ use clap::Parser;
 
 pub use exit::{Exit, Failure, OrFail};
 
+use crate::clock::rfc3339;
+
 /// Version, commit and protocol: what a report of a fault should say.
 const VERSION: &str =
     concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("ZRC_RELAY_COMMIT"), ", protocol zrc-relay/1)");
@@ -141,23 +143,11 @@ fn block_on(threads: usize, work: impl Future<Output = Result<Exit, Failure>>) -
 
 /// Unix seconds as people read them: `2026-11-20 06:30:00 UTC`.
 fn show_unix(unix_secs: u64) -> String {
-    const DAY_SECS: u64 = 86_400;
     // Past the year 9999 a date says less than the number.
     if unix_secs >= 253_402_300_800 {
         return format!("{unix_secs} s after 1970");
     }
-    let (days, secs) = (unix_secs / DAY_SECS, unix_secs % DAY_SECS);
-    // Years are counted from March: then a leap day is a year's last, and the months' lengths follow a line.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (secs / 3600, secs / 60 % 60, secs % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    rfc3339(unix_secs).replace('T', " ").replace('Z', " UTC")
 }
 
 #[cfg(test)]

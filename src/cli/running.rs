@@ -14,7 +14,7 @@ use super::{
 use crate::{
     clock::Clock,
     config::{self, Config},
-    guard::{EventSettings, SecurityEvents},
+    guard::{EventSettings, SecurityEvents, SigningKeys, Timing, Webhook, WebhookSettings},
     metrics::Metrics,
     ops::{Handles, OpsServer, Readiness},
     relay::{
@@ -31,6 +31,8 @@ pub(super) struct Running {
     relay: RelayServer,
     ops: OpsServer,
     readiness: Readiness,
+    /// Sends security events for as long as it is here.
+    _webhook: Option<Webhook>,
     /// How clients find it.
     pub(super) descriptor: Descriptor,
     /// Where that is written.
@@ -44,12 +46,22 @@ impl Running {
     /// # Errors
     /// What could not be had; nothing is left running.
     pub(super) async fn start(config: Config) -> Result<Self, Failure> {
-        let Config { state_dir, relay: wanted, ops } = config;
+        let Config { state_dir, relay: wanted, ops, security: reporting } = config;
         let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
         let state = State::open(state_dir, &wanted.server_name, given)?;
         let clock = Clock::start();
         let metrics = Arc::new(Metrics::new().or_fail(Exit::Software, "cannot declare the metrics")?);
-        let security = SecurityEvents::new(clock, metrics.clone(), EventSettings::default());
+        let settings = EventSettings {
+            log_addresses: reporting.log_addresses,
+            log_lines_per_sec: reporting.log_lines_per_sec,
+        };
+        let security = SecurityEvents::new(clock, metrics.clone(), settings);
+        let webhook = reporting.webhook.map(|config::Webhook { url, secrets }| {
+            let keys = SigningKeys::new(&secrets);
+            let settings = WebhookSettings { url, keys, relay_id: state.relay_id, timing: Timing::default() };
+            Webhook::start(settings, &security, clock, metrics.clone())
+        });
+        let webhook = webhook.transpose().or_fail(Exit::Software, "cannot send security events")?;
 
         let public_ip = wanted.public.as_ref().and_then(|public| public.host.parse::<IpAddr>().ok());
         let public_port =
@@ -126,7 +138,7 @@ impl Running {
             .or_fail(Exit::Unavailable, format!("cannot listen on TCP {}", ops.listen))?;
         let descriptor_path = state.write_descriptor(&descriptor)?;
         readiness.set_ready();
-        Ok(Self { relay, ops, readiness, descriptor, descriptor_path })
+        Ok(Self { relay, ops, readiness, _webhook: webhook, descriptor, descriptor_path })
     }
 
     /// Tells people where everything is.

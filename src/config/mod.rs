@@ -6,6 +6,7 @@
 
 mod fault;
 mod read;
+mod security;
 mod units;
 
 use std::{
@@ -26,6 +27,7 @@ use toml::{Table, Value};
 
 pub use fault::{Fault, Faults};
 use read::Section;
+pub use security::{Security, Webhook};
 pub use units::{DurationError, parse_duration, show_duration};
 
 use crate::{
@@ -70,6 +72,8 @@ pub struct Config {
     pub relay: Relay,
     /// Health, metrics and descriptor over HTTP.
     pub ops: Ops,
+    /// Security events.
+    pub security: Security,
 }
 
 /// The section `[relay]`.
@@ -240,6 +244,7 @@ impl Config {
                 devices: Vec::new(),
             },
             ops: Ops { listen: loopback },
+            security: Security::default(),
         }
     }
 
@@ -259,6 +264,8 @@ fn read_all(text: &str, folder: &Path) -> (Result<Config, Faults>, Vec<String>) 
         Err(error) => {
             let reason =
                 format!("this is not TOML: {}", error.to_string().trim_end().replace('\n', "\n    "));
+            // The error shows the line.
+            let reason = read::without_secrets(&reason);
             let fault = Fault { key: String::new(), value: None, reason, example: String::new() };
             return (Err(Faults(vec![fault])), Vec::new());
         }
@@ -272,13 +279,17 @@ fn read_all(text: &str, folder: &Path) -> (Result<Config, Faults>, Vec<String>) 
         .unwrap_or_else(|| DEFAULT_STATE_DIR.into());
     let relay = top.table("relay");
     let ops = top.table("ops");
+    let security = top.table("security");
     let mut keys = top.finish();
     let (relay, relay_keys) = read_relay(relay, folder, &mut faults);
     let (ops, ops_keys) = read_ops(ops, &mut faults);
-    keys.retain(|key| key != "relay" && key != "ops");
+    let (security, security_keys) = Security::read(security, folder, &mut faults);
+    keys.retain(|key| key != "relay" && key != "ops" && key != "security");
     keys.extend(relay_keys);
     keys.extend(ops_keys);
-    let config = if faults.is_empty() { Ok(Config { state_dir, relay, ops }) } else { Err(Faults(faults)) };
+    keys.extend(security_keys);
+    let config =
+        if faults.is_empty() { Ok(Config { state_dir, relay, ops, security }) } else { Err(Faults(faults)) };
     (config, keys)
 }
 
@@ -632,7 +643,9 @@ mod tests {
     fn the_examples_comments_can_be_used() {
         let text: String = EXAMPLE
             .lines()
-            .filter(|line| !line.contains("quic_") && !line.contains("[[relay.device]]"))
+            .filter(|line| {
+                !line.contains("quic_") && !line.contains("webhook_") && !line.contains("[[relay.device]]")
+            })
             .filter(|line| !["#id =", "#key =", "#name ="].iter().any(|key| line.starts_with(key)))
             .map(|line| if line.starts_with("#") && !line.starts_with("# ") { &line[1..] } else { line })
             .flat_map(|line| [line, "\n"])

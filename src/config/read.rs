@@ -9,6 +9,9 @@ use super::{
     units::{parse_duration, show_duration},
 };
 
+/// What stands in the place of a secret.
+const NOT_SHOWN: &str = "(not shown)";
+
 /// How much of a wrong value is repeated in a fault, in characters.
 const SHOWN_CHARS: usize = 100;
 
@@ -18,12 +21,14 @@ pub(super) struct Section<'a> {
     table: Table,
     known: Vec<&'static str>,
     given: Vec<&'static str>,
+    /// Keys whose values are not repeated in faults.
+    secret: Vec<&'static str>,
     faults: &'a mut Vec<Fault>,
 }
 
 impl<'a> Section<'a> {
     pub(super) fn new(path: impl Into<String>, table: Table, faults: &'a mut Vec<Fault>) -> Self {
-        Self { path: path.into(), table, known: Vec::new(), given: Vec::new(), faults }
+        Self { path: path.into(), table, known: Vec::new(), given: Vec::new(), secret: Vec::new(), faults }
     }
 
     /// The key's checked value; `None` when it is not there, or is wrong and has become a fault.
@@ -43,6 +48,17 @@ impl<'a> Section<'a> {
                 None
             }
         }
+    }
+
+    /// The same, of a value that no fault repeats.
+    pub(super) fn read_secret<T, E: Display>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        parse: impl FnOnce(&Value) -> Result<T, E>,
+    ) -> Option<T> {
+        self.secret.push(key);
+        self.read(key, example, parse)
     }
 
     /// Whether the key was there, right or wrong, when it was read.
@@ -72,7 +88,11 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn fault(&mut self, key: &str, value: Option<&Value>, reason: String, example: String) {
-        let value = value.map(|value| cut(&value.to_string()));
+        let is_secret = self.secret.contains(&key);
+        let value = value.map(|value| match is_secret {
+            true => NOT_SHOWN.to_owned(),
+            false => cut(&without_secrets(&value.to_string())),
+        });
         let example = if example.ends_with("= ") { String::new() } else { example };
         self.faults.push(Fault { key: self.path_of(key), value, reason, example });
     }
@@ -87,7 +107,11 @@ impl<'a> Section<'a> {
                 }
                 _ => format!("there is no such key here; the keys are {}", self.known.join(", ")),
             };
-            self.fault(&key, Some(&value), reason, String::new());
+            // A slip in the name of a secret must not show it.
+            let is_secret =
+                nearest.is_some_and(|(distance, known)| distance <= 3 && self.secret.contains(&known));
+            let shown = if is_secret { &Value::String(NOT_SHOWN.into()) } else { &value };
+            self.fault(&key, Some(shown), reason, String::new());
         }
         self.known.iter().map(|key| self.path_of(key)).collect()
     }
@@ -95,6 +119,22 @@ impl<'a> Section<'a> {
     fn path_of(&self, key: &str) -> String {
         if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
     }
+}
+
+/// The text with what follows each `whsec_` left out.
+pub(super) fn without_secrets(text: &str) -> String {
+    const PREFIX: &str = "whsec_";
+    let mut parts = text.split(PREFIX);
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let secret =
+            part.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '+' | '/' | '=' | '-' | '_'));
+        let (_, rest) = part.split_at(secret.unwrap_or(part.len()));
+        shown += PREFIX;
+        shown += "...";
+        shown += rest;
+    }
+    shown
 }
 
 fn cut(text: &str) -> String {

@@ -55,15 +55,44 @@ impl SecurityKind {
     }
 }
 
-/// Security events by kind: seen, and seen but not logged.
+/// What became of an event that the webhook was to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WebhookOutcome {
+    /// The endpoint took it.
+    Delivered,
+    /// The endpoint did not, however often it was tried.
+    Failed,
+    /// More waited than may.
+    Dropped,
+}
+
+/// Security events by kind: seen, and seen but not logged; and what became of them outside.
 pub struct SecurityMetrics {
     events: Vec<IntCounter>,
     unlogged: Vec<IntCounter>,
+    /// In the order of [`WebhookOutcome`].
+    webhook: [IntCounter; 3],
+    webhook_attempts_failed: IntCounter,
 }
 
 impl SecurityMetrics {
     pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let webhook = IntCounterVec::new(
+            Opts::new(
+                "zrc_relay_security_webhook_events_total",
+                "Security events that the webhook was to send, by what became of them.",
+            ),
+            &["outcome"],
+        )?;
+        registry.register(Box::new(webhook.clone()))?;
+        let webhook_attempts_failed = IntCounter::new(
+            "zrc_relay_security_webhook_attempts_failed_total",
+            "Requests to the webhook that were not answered, or not with success.",
+        )?;
+        registry.register(Box::new(webhook_attempts_failed.clone()))?;
         Ok(Self {
+            webhook: ["delivered", "failed", "dropped"].map(|outcome| webhook.with_label_values(&[outcome])),
+            webhook_attempts_failed,
             events: per_kind(
                 registry,
                 "zrc_relay_security_events_total",
@@ -83,6 +112,18 @@ impl SecurityMetrics {
         if let Some(counter) = self.events.get(kind as usize) {
             counter.inc();
         }
+    }
+
+    /// What became of so many events that the webhook was to send.
+    pub fn webhook(&self, outcome: WebhookOutcome, events: u64) {
+        if let Some(counter) = self.webhook.get(outcome as usize) {
+            counter.inc_by(events);
+        }
+    }
+
+    /// One more request that the webhook's endpoint did not take.
+    pub fn webhook_attempt_failed(&self) {
+        self.webhook_attempts_failed.inc();
     }
 
     /// One more of this kind that was not logged.
