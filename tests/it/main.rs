@@ -19,3 +19,4 @@ mod client;
 mod log_hygiene;
 mod meter;
 mod restart;
+mod webhook;
