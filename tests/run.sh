@@ -10,7 +10,7 @@ shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly CARGO_DENY_VERSION=0.20.2
-readonly STEPS=(fmt shell page deny clippy doc test client cross interop netns peers)
+readonly STEPS=(fmt shell page deny clippy doc test client cross interop bans netns peers)
 readonly TARGET=${CARGO_TARGET_DIR:-$PWD/target}
 readonly VENV=$TARGET/venv
 export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
@@ -27,6 +27,7 @@ about() {
     client) echo "the client library builds alone and pulls in no server" ;;
     cross) echo "the client library is checked for macOS and Windows" ;;
     interop) echo "an independent client in Python drives the relay" ;;
+    bans) echo "fail2ban and CrowdSec understand the relay's log" ;;
     netns) echo "what gets through a lossy, delayed path between network namespaces" ;;
     peers) echo "the comparison with other relays and the benches still work (no figures)" ;;
     *) return 1 ;;
@@ -47,6 +48,7 @@ advice() {
     cross) echo "tests/cross.sh says which target; code for one system belongs behind #[cfg(target_os)]" ;;
     interop) echo "'$VENV/bin/python -m pytest tests/interop -k NAME -x' runs one test; see tests/interop/README.md" ;;
     netns) echo "'python3 tests/netns/lossy_path.py PROGRAM' measures another build of zrc-relay" ;;
+    bans) echo "the assertion shows the log; the filters are in deploy/fail2ban and deploy/crowdsec" ;;
     peers) echo "'benches/peers.sh --smoke --rows ROW --relays RELAY' runs one combination" ;;
     esac
 }
@@ -99,7 +101,33 @@ step_interop() {
     # The vectors are what a second implementation, in Python's standard library alone, makes of the contract.
     "$VENV/bin/python" tests/vectors/make.py --check
     cargo build --locked --bin zrc-relay
-    ZRC_RELAY_BIN="$TARGET/debug/zrc-relay" limited 15m "$VENV/bin/python" -m pytest tests/interop
+    ZRC_RELAY_BIN="$TARGET/debug/zrc-relay" limited 15m "$VENV/bin/python" -m pytest tests/interop --ignore tests/interop/test_bans.py
+}
+
+step_bans() {
+    python_packages
+    local tools=$TARGET/ban-tools
+    debian_tree fail2ban "$tools"
+    debian_tree crowdsec "$tools"
+    cargo build --locked --bin zrc-relay
+    ZRC_BAN_TOOLS="$tools" ZRC_RELAY_BIN="$TARGET/debug/zrc-relay" \
+        limited 10m "$VENV/bin/python" -m pytest tests/interop/test_bans.py
+}
+
+# Unpacks a Debian package below a folder. Not installed: both kinds of guard would start to guard this machine.
+debian_tree() {
+    local package=$1 into=$2
+    if [[ -e $into/$package/usr ]]; then return; fi
+    command -v apt-get >/dev/null || fail "needs Debian's package $package, unpacked in $into/$package"
+    say "unpacking Debian's $package into $into"
+    mkdir -p "$into/download"
+    if ! (cd "$into/download" && apt-get -qq download "$package"); then
+        as_root apt-get -q update
+        (cd "$into/download" && apt-get -qq download "$package")
+    fi
+    rm -rf "${into:?}/$package.new"
+    dpkg-deb --extract "$into/download/$package"_*.deb "$into/$package.new"
+    mv "$into/$package.new" "$into/$package"
 }
 
 step_peers() {
@@ -148,7 +176,7 @@ prepare() {
                 command -v python3 >/dev/null || packages+=(python3)
             fi
             ;;
-        cross | interop) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
+        cross | interop | bans) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
         esac
     done
     if ((${#components[@]})); then
@@ -157,16 +185,19 @@ prepare() {
     fi
     if ((${#packages[@]})); then
         command -v apt-get >/dev/null || fail "install with your system's package manager: ${packages[*]}"
-        local as_root=(env)
-        if ((EUID)); then
-            sudo -n true 2>/dev/null || fail "needs root once, for: apt-get install ${packages[*]}"
-            as_root=(sudo -n env)
-        fi
         say "installing Debian packages: ${packages[*]}"
-        "${as_root[@]}" apt-get -q update
-        "${as_root[@]}" DEBIAN_FRONTEND=noninteractive \
-            apt-get -q install --yes --no-install-recommends "${packages[@]}"
+        as_root apt-get -q update
+        as_root apt-get -q install --yes --no-install-recommends "${packages[@]}"
     fi
+}
+
+as_root() {
+    local by=(env)
+    if ((EUID)); then
+        sudo -n true 2>/dev/null || fail "needs root once, for: $*"
+        by=(sudo -n env)
+    fi
+    "${by[@]}" DEBIAN_FRONTEND=noninteractive "$@"
 }
 
 # Runs a command with a limit, so that a test that hangs is a failure and not a wait. At a terminal the command

@@ -69,6 +69,11 @@ class Process:
                 self.listening.set()
         self.listening.set()
 
+    async def says(self, text):
+        """Waits until it has said this."""
+        while not any(text in line for line in self.said):
+            await asyncio.sleep(0.01)
+
     def rss_bytes(self):
         for line in Path(f"/proc/{self.child.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
@@ -116,13 +121,13 @@ def grant(relay):
 
 @pytest.fixture
 def configured(tmp_path):
-    """Starts a relay with a configuration of its own: configured("[section]\nkey = value")."""
+    """Starts a relay with a configuration of its own: configured("[section]\nkey = value", "--log", "debug")."""
     started = []
 
-    def start(text):
+    def start(text, *arguments):
         file = tmp_path / "relay.toml"
         file.write_text(text)
-        started.append(Process(tmp_path / "state", "--config", str(file)))
+        started.append(Process(tmp_path / "state", "--config", str(file), *arguments))
         return started[-1]
 
     yield start
