@@ -121,9 +121,11 @@ debian_tree() {
     command -v apt-get >/dev/null || fail "needs Debian's package $package, unpacked in $into/$package"
     say "unpacking Debian's $package into $into"
     mkdir -p "$into/download"
-    if ! (cd "$into/download" && apt-get -qq download "$package"); then
+    # Root would otherwise be told that apt's own user cannot write there.
+    local download=(apt-get -qq -o APT::Sandbox::User=root download "$package")
+    if ! (cd "$into/download" && "${download[@]}"); then
         as_root apt-get -q update
-        (cd "$into/download" && apt-get -qq download "$package")
+        (cd "$into/download" && "${download[@]}")
     fi
     rm -rf "${into:?}/$package.new"
     dpkg-deb --extract "$into/download/$package"_*.deb "$into/$package.new"
