@@ -13,12 +13,12 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::{self, Config},
+    config::{self, Config, Standing},
     guard::{EventSettings, SecurityEvents, SigningKeys, Timing, Webhook, WebhookSettings},
     metrics::Metrics,
     ops::{Handles, OpsServer, Readiness},
     relay::{
-        self, Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, Pinned, RelayConfig, RelayServer, StartError,
+        self, Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, Issuer, Pinned, RelayConfig, RelayServer, StartError,
         TlsIdentity,
     },
     wire::Descriptor,
@@ -47,6 +47,7 @@ impl Running {
     /// What could not be had; nothing is left running.
     pub(super) async fn start(config: Config) -> Result<Self, Failure> {
         let Config { state_dir, relay: wanted, ops, security: reporting } = config;
+        let admission = admission(&wanted);
         let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
         let state = State::open(state_dir, &wanted.server_name, given)?;
         let clock = Clock::start();
@@ -66,10 +67,6 @@ impl Running {
         let public_ip = wanted.public.as_ref().and_then(|public| public.host.parse::<IpAddr>().ok());
         let public_port =
             wanted.public.as_ref().and_then(|public| public.port).unwrap_or(wanted.listen.port());
-        let pinned = wanted.devices.iter().map(|device| {
-            tracing::debug!(device = %device.id, name = device.name, "pinned");
-            (device.id, Pinned { key: device.key, tier: wanted.tier })
-        });
         let relay = RelayServer::start(
             RelayConfig {
                 listen: wanted.listen,
@@ -81,11 +78,7 @@ impl Running {
                     chain: state.certificate.chain.clone(),
                     key: state.certificate.key.clone_key(),
                 },
-                admission: Admission {
-                    self_certified: wanted.self_certified.then_some(wanted.tier),
-                    pinned: pinned.collect(),
-                    max_token_lifetime: wanted.max_token_lifetime,
-                },
+                admission,
                 rules: wanted.rules,
                 max_unauthenticated: wanted.max_unauthenticated,
                 datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
@@ -175,6 +168,30 @@ impl Running {
         self.relay.shutdown(deadline).await;
         self.ops.stop().await;
     }
+}
+
+/// Who may have what, as the relay wants it told.
+pub(super) fn admission(wanted: &config::Relay) -> Admission {
+    let mut admission = Admission {
+        self_certified: wanted.self_certified,
+        max_token_lifetime: wanted.max_token_lifetime,
+        ..Admission::default()
+    };
+    for device in &wanted.devices {
+        match device.standing {
+            Standing::Pinned { key, tier } => {
+                admission.pinned.insert(device.id, Pinned { key, tier });
+            }
+            Standing::Revoked => {
+                admission.revoked.insert(device.id);
+            }
+        }
+    }
+    for config::Issuer { kid, key, tier, tiers } in &wanted.issuers {
+        let tiers = tiers.iter().map(|(name, tier)| (name.clone(), *tier)).collect();
+        admission.issuers.insert(kid.as_str().into(), Issuer { key: *key, tier: *tier, tiers });
+    }
+    admission
 }
 
 /// What clients can connect to when the relay listens on `listening`: for an unspecified address the one that

@@ -10,7 +10,8 @@ use super::{
     trust::{self, Trust},
 };
 use crate::wire::{
-    AllocationId, Descriptor, DeviceId, PeerId, PublicKey, RelayId, Role, SignedToken, TokenError, TokenHash,
+    AllocationId, AnyToken, Descriptor, DeviceId, PeerId, PublicKey, RelayId, Role, Signer, TokenError,
+    TokenHash,
 };
 
 /// A relay: where it is, why it is trusted, and how to connect to it. Cheap to clone.
@@ -179,34 +180,37 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Checks that the key fits the role: the device's made the token's signature, the peer's is named in it.
+    /// Checks that the key fits the role: the device's made the token's signature, the peer's is named in it. An
+    /// issuer's token does not tell which key a relay has pinned for the device, so there only the peer's is checked.
     ///
     /// Expiry is left to the relay, whose clock counts.
     ///
     /// # Errors
     /// [`TicketError`] when the relay would refuse the pair.
-    pub fn new(token: SignedToken, role: Role, key: SigningKey) -> Result<Self, TicketError> {
+    pub fn new(token: impl Into<AnyToken>, role: Role, key: SigningKey) -> Result<Self, TicketError> {
+        let any = token.into();
         let public = PublicKey::from(&key);
-        match role {
-            Role::Device => {
-                token.verify(&public).map_err(|error| match error {
+        let token = Token::try_from(&any).map_err(TicketError::Token)?;
+        match (role, &any) {
+            (Role::Device, AnyToken::Device(signed)) => {
+                signed.verify(&public).map_err(|error| match error {
                     TokenError::Signature => TicketError::NotTheDevice,
                     other => TicketError::Token(other),
                 })?;
             }
-            Role::Peer if public.as_bytes() != token.fields().peer_id.as_bytes() => {
+            (Role::Peer, _) if public.as_bytes() != token.peer_id.as_bytes() => {
                 return Err(TicketError::NotThePeer);
             }
-            Role::Peer => {}
+            _ => {}
         }
-        Ok(Self { token: Token::from(&token), role, key })
+        Ok(Self { token, role, key })
     }
 
     /// The device's side.
     ///
     /// # Errors
     /// As [`Ticket::new`].
-    pub fn device(token: SignedToken, key: SigningKey) -> Result<Self, TicketError> {
+    pub fn device(token: impl Into<AnyToken>, key: SigningKey) -> Result<Self, TicketError> {
         Self::new(token, Role::Device, key)
     }
 
@@ -214,7 +218,7 @@ impl Ticket {
     ///
     /// # Errors
     /// As [`Ticket::new`].
-    pub fn peer(token: SignedToken, key: SigningKey) -> Result<Self, TicketError> {
+    pub fn peer(token: impl Into<AnyToken>, key: SigningKey) -> Result<Self, TicketError> {
         Self::new(token, Role::Peer, key)
     }
 
@@ -246,6 +250,7 @@ impl fmt::Debug for Ticket {
 pub(super) struct Token {
     pub(super) bytes: Bytes,
     pub(super) hash: TokenHash,
+    pub(super) signer: Signer,
     pub(super) relay_id: RelayId,
     pub(super) allocation_id: AllocationId,
     pub(super) device_id: DeviceId,
@@ -256,8 +261,8 @@ pub(super) struct Token {
 impl Token {
     /// Whether both are for the same allocation of the same relay.
     pub(super) fn is_for_the_same_as(&self, other: &Self) -> bool {
-        (self.relay_id, self.allocation_id, self.device_id, self.peer_id)
-            == (other.relay_id, other.allocation_id, other.device_id, other.peer_id)
+        (&self.signer, self.relay_id, self.allocation_id, self.device_id, self.peer_id)
+            == (&other.signer, other.relay_id, other.allocation_id, other.device_id, other.peer_id)
     }
 
     /// The allocation's hint to a sharded relay: XOR of the sixteen bytes of its id.
@@ -266,17 +271,41 @@ impl Token {
     }
 }
 
-impl From<&SignedToken> for Token {
-    fn from(token: &SignedToken) -> Self {
-        let fields = token.fields();
-        Self {
-            bytes: Bytes::copy_from_slice(&token.to_bytes()),
-            hash: token.hash(),
-            relay_id: fields.relay_id,
-            allocation_id: fields.allocation_id,
-            device_id: fields.device_id,
-            peer_id: fields.peer_id,
-            expires_at_unix: fields.expires_at_unix,
-        }
+impl TryFrom<&AnyToken> for Token {
+    type Error = TokenError;
+
+    /// # Errors
+    /// For an issuer's token whose claims cannot be read.
+    fn try_from(token: &AnyToken) -> Result<Self, TokenError> {
+        let bytes = Bytes::from(token.to_bytes());
+        let hash = token.hash();
+        Ok(match token {
+            AnyToken::Device(token) => {
+                let fields = token.fields();
+                Self {
+                    bytes,
+                    hash,
+                    signer: Signer::Device,
+                    relay_id: fields.relay_id,
+                    allocation_id: fields.allocation_id,
+                    device_id: fields.device_id,
+                    peer_id: fields.peer_id,
+                    expires_at_unix: fields.expires_at_unix,
+                }
+            }
+            AnyToken::Issuer(token) => {
+                let fields = token.fields()?;
+                Self {
+                    bytes,
+                    hash,
+                    signer: token.kid().signer(),
+                    relay_id: fields.relay_id,
+                    allocation_id: fields.allocation_id,
+                    device_id: fields.device_id,
+                    peer_id: fields.peer_id,
+                    expires_at_unix: fields.expires_at_unix,
+                }
+            }
+        })
     }
 }

@@ -28,7 +28,7 @@ use super::{
     relay::{Ticket, Token},
     stats::Counters,
 };
-use crate::wire::{CloseCode, PublicKey, Role, SignedToken};
+use crate::wire::{AnyToken, CloseCode, PublicKey, Role};
 
 /// The largest payload that [`Session::send_datagram`] takes, in bytes. What does not fit one packet goes by a
 /// stream of its own.
@@ -443,13 +443,17 @@ impl Session {
     ///
     /// # Errors
     /// [`RefreshError`]. The first three are found here, without asking the relay.
-    pub async fn refresh(&self, token: SignedToken) -> Result<Grant, RefreshError> {
+    pub async fn refresh(&self, token: impl Into<AnyToken>) -> Result<Grant, RefreshError> {
+        let any = token.into();
         let shared = self.shared();
         let ticket = shared.ticket.load_full();
-        if ticket.role == Role::Device && token.verify(&PublicKey::from(&ticket.key)).is_err() {
+        if let (Role::Device, AnyToken::Device(signed)) = (ticket.role, &any)
+            && signed.verify(&PublicKey::from(&ticket.key)).is_err()
+        {
             return Err(RefreshError::NotTheDevice);
         }
-        let token = Token::from(&token);
+        // Claims that cannot be read are those of no allocation.
+        let token = Token::try_from(&any).map_err(|_| RefreshError::OtherAllocation)?;
         if !token.is_for_the_same_as(&ticket.token) {
             return Err(RefreshError::OtherAllocation);
         }

@@ -4,9 +4,12 @@
 //! are within their bounds, keys are usable, certificates fit their keys. `relay.example.toml` in the top folder
 //! documents every key; a test holds it to the defaults here.
 
+mod devices;
 mod fault;
+mod issuers;
 mod read;
 mod security;
+mod tiers;
 mod units;
 
 use std::{
@@ -25,14 +28,17 @@ use rustls::{
 };
 use toml::{Table, Value};
 
+pub use devices::{Device, Standing};
 pub use fault::{Fault, Faults};
+pub use issuers::Issuer;
 use read::Section;
 pub use security::{Security, Webhook};
+pub use tiers::{DEFAULT_TIER, Tiers};
 pub use units::{DurationError, parse_duration, show_duration};
 
 use crate::{
     table::{Limits, Rules, Tier},
-    wire::{DeviceId, PublicKey, RelayId},
+    wire::RelayId,
 };
 
 /// The relay's UDP port: no privilege needed, not STUN's or TURN's, and what QUIC's own examples use.
@@ -93,8 +99,8 @@ pub struct Relay {
     pub certificate: Option<Certificate>,
     /// Counts and times of allocations.
     pub rules: Rules,
-    /// What an allocation gets by default, and at most.
-    pub tier: Tier,
+    /// What there is to give to devices and issuers.
+    pub tiers: Tiers,
     /// How far ahead a token may expire.
     pub max_token_lifetime: Duration,
     /// Connections at once that have shown no valid token yet.
@@ -105,21 +111,14 @@ pub struct Relay {
     pub shards: Option<NonZeroU8>,
     /// Whether clients are offered a raw channel.
     pub raw_channel: bool,
-    /// Whether a device that is not pinned may use its id as its key.
-    pub self_certified: bool,
-    /// Devices whose key is known.
+    /// The tier of devices that use their id as their key; `None` where only pinned ones are welcome.
+    pub self_certified: Option<Tier>,
+    /// Devices that are known, here or in the file for them.
     pub devices: Vec<Device>,
-}
-
-/// A device whose key the operator vouches for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
-    /// What tokens call it.
-    pub id: DeviceId,
-    /// What must have signed its tokens.
-    pub key: PublicKey,
-    /// What people call it.
-    pub name: Option<String>,
+    /// Back ends that may grant allocations.
+    pub issuers: Vec<Issuer>,
+    /// The files that devices' and issuers' keys were read from.
+    pub key_files: Vec<PathBuf>,
 }
 
 /// The section `[ops]`.
@@ -234,14 +233,16 @@ impl Config {
                 relay_id: None,
                 certificate: None,
                 rules: Rules { max_allocations: 10_000, max_ledger: 1_000_000, ..DEFAULT_RULES },
-                tier: Tier::default(),
+                tiers: Tiers::from([(DEFAULT_TIER.into(), Tier::default())]),
                 max_token_lifetime: DAY,
                 max_unauthenticated: DEFAULT_MAX_UNAUTHENTICATED,
                 keepalive: DEFAULT_KEEPALIVE,
                 shards: None,
                 raw_channel: true,
-                self_certified: true,
+                self_certified: Some(Tier::default()),
                 devices: Vec::new(),
+                issuers: Vec::new(),
+                key_files: Vec::new(),
             },
             ops: Ops { listen: loopback },
             security: Security::default(),
@@ -321,11 +322,8 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
     let max_allocations: usize = relay
         .read("max_allocations", "1000", read::number(1..=1_000_000))
         .unwrap_or(DEFAULT_RULES.max_allocations);
-    let allocations_per_device = relay
-        .read("max_allocations_per_device", "32", |value| {
-            read::number(0..=u32::MAX)(value).map_err(|reason| format!("{reason} (0: no limit)"))
-        })
-        .unwrap_or(32);
+    let allocations_per_device =
+        relay.read("max_allocations_per_device", "32", tiers::allocations_per_device).unwrap_or(Some(32));
     let rate_bytes_per_sec = limit(&mut relay, "default_bandwidth_limit", "1_250_000", 1_250_000);
     let rate_packets_per_sec = limit(&mut relay, "default_packet_rate", "20_000", 20_000);
     let quota_bytes = limit(&mut relay, "default_quota", "1_000_000_000", 1_000_000_000);
@@ -376,22 +374,54 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
     let raw_channel = relay.read("raw_channel", "false", read::switch).unwrap_or(true);
 
     let self_certified = relay.read("self_certified", "true", read::switch);
-    let devices = relay.tables("device");
-    let is_closed = self_certified == Some(false) || !relay.was_given("self_certified");
-    if is_closed && devices.as_ref().is_some_and(Vec::is_empty) {
+    let device_file = devices::read_device_file(&mut relay, folder);
+    let [tier_tables, device_tables, issuer_tables] =
+        ["tier", "device", "issuer"].map(|key| relay.tables(key));
+    let is_open =
+        self_certified == Some(true) || (relay.was_given("self_certified") && self_certified.is_none());
+    // What is there and wrong is a fault of its own.
+    let none = |tables: &Option<Vec<Table>>| tables.as_ref().is_some_and(Vec::is_empty);
+    if !is_open && none(&device_tables) && none(&issuer_tables) && !relay.was_given("device_file") {
         relay.fault(
             "self_certified",
             self_certified_said.as_ref(),
             "this relay would serve nobody: pin the devices that may use it, each with a section\n    \
-             [[relay.device]], or open it to every device that shows its own key"
+             [[relay.device]] or in a device_file, name a back end that grants allocations with a section\n    \
+             [[relay.issuer]], or open it to every device that shows its own key"
                 .into(),
             "self_certified = true".into(),
         );
     }
+    let default_tier = Tier {
+        limits: Limits { rate_bytes_per_sec, rate_packets_per_sec, quota_bytes, ..Limits::default() },
+        allocations_per_device,
+        max_token_lifetime: None,
+    };
+    let mut tier_faults = Vec::new();
+    let (tiers, tier_keys) = tiers::read_tiers(
+        tier_tables.unwrap_or_default(),
+        default_tier,
+        max_token_lifetime,
+        &mut tier_faults,
+    );
+    let self_certified_tier = relay
+        .read("self_certified_tier", r#""free""#, tiers::known_tier(&tiers))
+        .map_or(default_tier, |(_, tier)| tier);
     let mut keys = relay.finish();
-    let (devices, device_keys) = read_devices(devices.unwrap_or_default(), faults);
-    keys.retain(|key| key != "relay.device");
-    keys.extend(device_keys);
+    faults.append(&mut tier_faults);
+    let mut seen = HashSet::new();
+    let (mut devices, device_keys) =
+        devices::read_devices("relay.device", device_tables.unwrap_or_default(), &tiers, &mut seen, faults);
+    let mut key_files = Vec::new();
+    if let Some((path, tables)) = device_file {
+        let name = format!("{}: device", path.display());
+        devices.extend(devices::read_devices(&name, tables.unwrap_or_default(), &tiers, &mut seen, faults).0);
+        key_files.push(path);
+    }
+    let (issuers, issuer_keys) =
+        issuers::read_issuers(issuer_tables.unwrap_or_default(), &tiers, folder, &mut key_files, faults);
+    keys.retain(|key| !matches!(key.as_str(), "relay.tier" | "relay.device" | "relay.issuer"));
+    keys.extend(tier_keys.into_iter().chain(device_keys).chain(issuer_keys));
     let checked = Relay {
         listen: SocketAddr::new(listen_addr, listen_port),
         public,
@@ -407,17 +437,16 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
             idle_timeout,
             pair_timeout,
         },
-        tier: Tier {
-            limits: Limits { rate_bytes_per_sec, rate_packets_per_sec, quota_bytes, ..Limits::default() },
-            allocations_per_device: (allocations_per_device != 0).then_some(allocations_per_device),
-        },
+        tiers,
         max_token_lifetime,
         max_unauthenticated,
         keepalive,
         shards,
         raw_channel,
-        self_certified: self_certified.unwrap_or(false),
+        self_certified: (self_certified == Some(true)).then_some(self_certified_tier),
         devices,
+        issuers,
+        key_files,
     };
     (checked, keys)
 }
@@ -525,50 +554,6 @@ impl Certificate {
     }
 }
 
-fn read_devices(tables: Vec<Table>, faults: &mut Vec<Fault>) -> (Vec<Device>, Vec<String>) {
-    // Read even when there is no device: it tells which keys there are.
-    let keys = Device::read(Section::new("relay.device", Table::new(), &mut Vec::new())).1;
-    let mut devices = Vec::new();
-    let mut seen = HashSet::new();
-    for (n, table) in tables.into_iter().enumerate() {
-        let path = format!("relay.device[{n}]");
-        let Some(device) = Device::read(Section::new(path.clone(), table, faults)).0 else { continue };
-        if !seen.insert(device.id) {
-            faults.push(Fault {
-                key: format!("{path}.id"),
-                value: Some(format!("\"{}\"", device.id)),
-                reason: "this device is already pinned above; a device has one key".into(),
-                example: String::new(),
-            });
-        }
-        devices.push(device);
-    }
-    (devices, keys)
-}
-
-impl Device {
-    fn read(mut device: Section<'_>) -> (Option<Self>, Vec<String>) {
-        let example = format!("{:?}", "a1".repeat(32));
-        let id = device.read("id", &example, |value| {
-            read::text(value)?.parse::<DeviceId>().map_err(|error| error.to_string())
-        });
-        let key = device.read("key", &example, |value| {
-            let bytes: [u8; 32] =
-                read::text(value)?.parse::<DeviceId>().map_err(|error| error.to_string())?.0;
-            PublicKey::from_bytes(&bytes).map_err(|error| format!("the key cannot be used: {error}"))
-        });
-        let name = device.read("name", r#""laptop""#, read::text);
-        for (key, missing) in [("id", !device.was_given("id")), ("key", !device.was_given("key"))] {
-            if missing {
-                let reason = "a pinned device has an id and an Ed25519 public key, 64 hex digits each".into();
-                device.fault(key, None, reason, format!("{key} = {example}"));
-            }
-        }
-        let checked = id.zip(key).map(|(id, key)| Self { id, key, name });
-        (checked, device.finish())
-    }
-}
-
 fn read_ops(table: Table, faults: &mut Vec<Fault>) -> (Ops, Vec<String>) {
     let mut ops = Section::new("ops", table, faults);
     let listen_addr =
@@ -577,6 +562,8 @@ fn read_ops(table: Table, faults: &mut Vec<Fault>) -> (Ops, Vec<String>) {
     (Ops { listen: SocketAddr::new(listen_addr, listen_port) }, ops.finish())
 }
 
+#[cfg(test)]
+mod tier_tests;
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -628,10 +615,6 @@ mod tests {
             } else {
                 explained = line.starts_with("# ");
             }
-            // The keys after a pinned device belong to the relay again: the device is only a comment.
-            if section == "relay.device." && line.is_empty() {
-                section = "relay.".into();
-            }
         }
         let mut keys = read_all("", Path::new("")).1;
         keys.sort();
@@ -643,10 +626,10 @@ mod tests {
     fn the_examples_comments_can_be_used() {
         let text: String = EXAMPLE
             .lines()
+            // These name files.
             .filter(|line| {
-                !line.contains("quic_") && !line.contains("webhook_") && !line.contains("[[relay.device]]")
+                !["quic_", "webhook_", "device_file", "key_path"].iter().any(|key| line.contains(key))
             })
-            .filter(|line| !["#id =", "#key =", "#name ="].iter().any(|key| line.starts_with(key)))
             .map(|line| if line.starts_with("#") && !line.starts_with("# ") { &line[1..] } else { line })
             .flat_map(|line| [line, "\n"])
             .collect();
@@ -655,6 +638,11 @@ mod tests {
         assert_eq!(config.relay.relay_id, Some(RelayId([0x0f; 16])));
         let public = PublicAddr { host: "relay.example.com".into(), port: None };
         assert_eq!(config.relay.public, Some(public));
+        let relay = &config.relay;
+        assert_eq!((relay.devices.len(), relay.issuers.len()), (1, 1));
+        assert_eq!(relay.self_certified, Some(relay.tiers["free"]));
+        assert_eq!(relay.tiers.len(), 5, "{:?}", relay.tiers.keys());
+        assert!(relay.issuers[0].tiers.contains_key("gold"));
     }
 
     #[test]
@@ -665,10 +653,13 @@ mod tests {
             assert_eq!(faults[0].0, "relay.self_certified");
             assert!(faults[0].1.contains("[[relay.device]]"));
         }
-        assert!(parse(OPEN).unwrap().relay.self_certified);
+        assert_eq!(
+            parse(OPEN).unwrap().relay.self_certified,
+            Some(parse(OPEN).unwrap().relay.tiers[DEFAULT_TIER])
+        );
         let pinned =
             parse(&format!("[[relay.device]]\nid = {KEY:?}\nkey = {KEY:?}\nname = \"a\"\n")).unwrap();
-        assert!(!pinned.relay.self_certified);
+        assert_eq!(pinned.relay.self_certified, None);
         assert_eq!(pinned.relay.devices.len(), 1);
         assert_eq!(pinned.relay.devices[0].name.as_deref(), Some("a"));
     }
@@ -765,7 +756,7 @@ mod tests {
         let text = format!(
             "{OPEN}default_bandwidth_limit = 0\ndefault_packet_rate = 0\ndefault_quota = 0\nmax_allocations_per_device = 0\n"
         );
-        assert_eq!(parse(&text).unwrap().relay.tier, Tier::default());
+        assert_eq!(parse(&text).unwrap().relay.tiers[DEFAULT_TIER], Tier::default());
     }
 
     #[test]

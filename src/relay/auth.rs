@@ -1,24 +1,32 @@
 //! Who may have an allocation: from the bytes of a token to claims and a tier, and the proof of possession.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     guard::Limit,
-    table::{Refusal, Tier},
+    table::{Basis, Refusal, Tier, Verdict},
     wire::{
-        Claims, CloseCode, DeviceId, PublicKey, RelayId, SignedToken, TokenError, VerifiedTokens,
-        proof::Binding, token::Expected,
+        AnyToken, Claims, CloseCode, DeviceId, Identity, PublicKey, RelayId, Signer, TokenError,
+        VerifiedTokens, proof::Binding, token::Expected,
     },
 };
 
-/// Which devices this relay knows, and what each may have.
-#[derive(Debug, Clone)]
+/// Which devices and issuers this relay knows, and what each may have. Nobody, unless it says otherwise.
+#[derive(Debug, Clone, Default)]
 pub struct Admission {
     /// The tier of devices whose id is their own key; `None` refuses every device that is not pinned.
     pub self_certified: Option<Tier>,
     /// Devices with a key of their own in the configuration. A pinned device's id is never read as a key.
     pub pinned: HashMap<DeviceId, Pinned>,
-    /// How far ahead a token's `expires_at` may lie.
+    /// Devices that are refused, whoever vouches for them.
+    pub revoked: HashSet<DeviceId>,
+    /// Who may sign JWTs, by `kid`.
+    pub issuers: HashMap<Arc<str>, Issuer>,
+    /// How far ahead a token's `expires_at` may lie, in every tier.
     pub max_token_lifetime: Duration,
 }
 
@@ -31,8 +39,19 @@ pub struct Pinned {
     pub tier: Tier,
 }
 
+/// A back end that grants allocations.
+#[derive(Debug, Clone)]
+pub struct Issuer {
+    /// The key that must have signed its tokens.
+    pub key: PublicKey,
+    /// What those get that name no tier.
+    pub tier: Tier,
+    /// What those get that do, by name. Naming another tier is refused.
+    pub tiers: HashMap<Arc<str>, Tier>,
+}
+
 impl Admission {
-    /// Checks a token as it was sent: form, signer's key, signature, audience, allocation, times.
+    /// Checks a token as it was sent: form, signer's key, signature, audience, allocation, tier, times.
     ///
     /// # Errors
     /// [`TokenError`]; the caller may be told its close code and no more.
@@ -43,20 +62,84 @@ impl Admission {
         allocation_id: &[u8],
         now_unix: u64,
         verified: &VerifiedTokens,
-    ) -> Result<(Claims, Tier), TokenError> {
-        let token = SignedToken::from_bytes(token)?;
-        let (key, tier) = match (self.pinned.get(&token.fields().device_id), self.self_certified) {
-            (Some(pinned), _) => (pinned.key, pinned.tier),
-            (None, Some(tier)) => (token.self_certified_key()?, tier),
-            (None, None) => return Err(TokenError::UnknownDevice),
+    ) -> Result<Claims, TokenError> {
+        let pinned_key = |device: &DeviceId| self.pinned.get(device).map(|pinned| pinned.key);
+        let verified = match AnyToken::from_bytes(token)? {
+            AnyToken::Device(token) => {
+                let device_id = &token.fields().device_id;
+                self.tier_of_device(device_id)?;
+                let key = match pinned_key(device_id) {
+                    Some(key) => key,
+                    None => token.self_certified_key()?,
+                };
+                verified.verify(&token, &key)?
+            }
+            AnyToken::Issuer(token) => {
+                let issuer = self.issuers.get(token.kid().as_str()).ok_or(TokenError::UnknownIssuer)?;
+                verified.verify_issued(&token, &issuer.key, pinned_key)?
+            }
         };
-        let claims = verified.verify(&token, &key)?.check(&Expected {
+        let claims = verified.check(&Expected {
             relay_id,
             allocation_id,
             now_unix,
             max_lifetime: Some(self.max_token_lifetime),
         })?;
-        Ok((claims, tier))
+        let lifetime = self.tier_of(&claims.identity, &Basis::from(&claims))?.max_token_lifetime;
+        if lifetime.is_some_and(|most| claims.expires_at_unix - now_unix > most.as_secs()) {
+            return Err(TokenError::LifetimeTooLong);
+        }
+        Ok(claims)
+    }
+
+    /// What somebody may have whose token was believed, then or now.
+    ///
+    /// # Errors
+    /// [`TokenError`]: why it would not be believed any more.
+    pub(super) fn tier_of(&self, identity: &Identity, basis: &Basis) -> Result<Tier, TokenError> {
+        let device_id = &identity.device_id;
+        if self.revoked.contains(device_id) {
+            return Err(TokenError::RevokedDevice);
+        }
+        let device_key = match self.pinned.get(device_id) {
+            Some(pinned) => pinned.key.as_bytes(),
+            None => device_id.as_bytes(),
+        };
+        let (tier, signer_key) = match &identity.signer {
+            Signer::Device => (self.tier_of_device(device_id)?, device_key),
+            Signer::Issuer(kid) => {
+                let issuer = self.issuers.get(kid).ok_or(TokenError::UnknownIssuer)?;
+                let tier = match &basis.tier {
+                    None => issuer.tier,
+                    Some(tier) => issuer.tiers.get(tier).copied().ok_or(TokenError::TierNotAllowed)?,
+                };
+                (tier, issuer.key.as_bytes())
+            }
+        };
+        if basis.signed_by != *signer_key || basis.device_key != *device_key {
+            return Err(TokenError::Signature);
+        }
+        Ok(tier)
+    }
+
+    fn tier_of_device(&self, device_id: &DeviceId) -> Result<Tier, TokenError> {
+        if self.revoked.contains(device_id) {
+            return Err(TokenError::RevokedDevice);
+        }
+        let pinned = self.pinned.get(device_id).map(|pinned| pinned.tier);
+        pinned.or(self.self_certified).ok_or(TokenError::UnknownDevice)
+    }
+
+    /// What becomes of a live allocation now.
+    pub(super) fn judge(&self, identity: &Identity, basis: &Basis) -> Verdict {
+        match self.tier_of(identity, basis) {
+            Ok(tier) => Verdict::Keep(tier),
+            Err(TokenError::RevokedDevice) => Verdict::End("device revoked"),
+            Err(TokenError::UnknownDevice) => Verdict::End("device removed"),
+            Err(TokenError::UnknownIssuer) => Verdict::End("issuer removed"),
+            Err(TokenError::TierNotAllowed) => Verdict::End("the issuer may no longer grant this tier"),
+            Err(_) => Verdict::End("the key of device or issuer was changed; mint a new token"),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::sync::Notify;
 
@@ -23,7 +24,7 @@ use crate::{
     clock::Clock,
     guard::{Limit, SecurityEvent, SecurityEvents, Subject},
     metrics::Metrics,
-    table::{ConnId, Effect, Joined, Now, Rules, Summary, Table, Tier},
+    table::{ConnId, Effect, Joined, Now, Rules, Summary, Table},
     wire::{Claims, CloseCode, Handle, RelayId, Role, VerifiedTokens},
 };
 
@@ -39,9 +40,10 @@ pub(super) struct Hub {
     pub metrics: Arc<Metrics>,
     pub security: SecurityEvents,
     pub relay_id: RelayId,
-    pub admission: Admission,
     pub verified: VerifiedTokens,
     pub channels: Channels,
+    /// Changed under the table's mutex, so that whoever joins is judged by it or with the others.
+    admission: ArcSwap<Admission>,
     table: Mutex<Table>,
     legs: DashMap<ConnId, Arc<Leg>>,
     next_connection: AtomicU64,
@@ -69,9 +71,9 @@ impl Hub {
             metrics,
             security,
             relay_id,
-            admission,
             verified: VerifiedTokens::new(MAX_VERIFIED_TOKENS),
             channels,
+            admission: ArcSwap::from_pointee(admission),
             table: Mutex::new(Table::new(rules)),
             legs: DashMap::new(),
             next_connection: AtomicU64::new(0),
@@ -87,6 +89,21 @@ impl Hub {
         ConnId(self.next_connection.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Who may have an allocation, now.
+    pub fn admission(&self) -> Arc<Admission> {
+        self.admission.load_full()
+    }
+
+    /// Judges what is live by other rules of who may have what, and from now on whoever comes.
+    pub fn set_admission(&self, admission: Admission) {
+        let table = self.lock();
+        let admission = Arc::new(admission);
+        self.admission.store(admission.clone());
+        self.change(table, |table, now, effects| {
+            table.reconsider(now, |identity, basis| admission.judge(identity, basis), effects);
+        });
+    }
+
     /// Brings a connection into its allocation. Token and proof have been checked.
     ///
     /// # Errors
@@ -98,16 +115,17 @@ impl Hub {
         origin: Origin,
         role: Role,
         claims: &Claims,
-        tier: &Tier,
     ) -> Result<(Arc<Leg>, Joined), Rejection> {
         let mut table = self.lock();
         // Under the mutex: what joins before the drain is ended by it, what comes after is refused here.
         if self.draining.load(Ordering::Relaxed) {
             return Err(Rejection::new(CloseCode::Draining, "this relay is about to stop"));
         }
+        // Again, under the mutex: the device may have been revoked while it proved its key.
+        let tier = self.admission.load().tier_of(&claims.identity, &claims.into())?;
         let now = self.clock.now();
         let mut effects = Vec::new();
-        let joined = match table.join(now, id, role, claims, tier, &mut effects) {
+        let joined = match table.join(now, id, role, claims, &tier, &mut effects) {
             Ok(joined) => joined,
             Err(refusal) => {
                 // What was due has happened all the same.
@@ -152,9 +170,10 @@ impl Hub {
     ///
     /// # Errors
     /// The typed refusal; nothing was changed.
-    pub fn refresh(&self, id: ConnId, claims: &Claims, tier: &Tier) -> Result<(), Rejection> {
+    pub fn refresh(&self, id: ConnId, claims: &Claims) -> Result<(), Rejection> {
         let table = self.lock();
-        Ok(self.change(table, |table, now, effects| table.refresh(now, id, claims, tier, effects))?)
+        let tier = self.admission.load().tier_of(&claims.identity, &claims.into())?;
+        Ok(self.change(table, |table, now, effects| table.refresh(now, id, claims, &tier, effects))?)
     }
 
     /// Ends the allocation for both sides, for good.

@@ -33,6 +33,6 @@ mod steer;
 mod tests;
 mod tls;
 
-pub use auth::{Admission, Pinned};
+pub use auth::{Admission, Issuer, Pinned};
 pub use server::{DATAGRAM_RECEIVE_BUFFER_BYTES, MAX_SHARDS, RelayConfig, RelayServer, StartError};
 pub use tls::TlsIdentity;

@@ -238,6 +238,13 @@ impl RelayServer {
         self.hub.kill(handle, reason)
     }
 
+    /// Other rules of who may have what, from now on and for what is live: allocations of a device that is no longer
+    /// welcome, or of an issuer that is gone, end with KILLED; a changed tier applies at once. Takes time in
+    /// proportion to the number of allocations.
+    pub fn set_admission(&self, admission: Admission) {
+        self.hub.set_admission(admission);
+    }
+
     /// Refuses what is new, tells every client DRAINING, and ends within about `deadline`.
     ///
     /// Not cancel-safe: dropped halfway it ends without waiting.

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     guard::{Limit, SecurityEvent, Subject, ValidatedSource},
     metrics::DropReason,
-    table::{ConnId, Joined, Tier},
+    table::{ConnId, Joined},
     wire::{
         AllocationId, Claims, CloseCode,
         control::{
@@ -273,8 +273,8 @@ async fn admit(
     let ClientMessage::Hello(hello) = next_message(reader).await? else {
         return Err(Some(Rejection::new(CloseCode::ProtocolError, "the first message must be Hello")));
     };
-    let (claims, tier) = hub
-        .admission
+    let claims = hub
+        .admission()
         .admit(&hub.relay_id, &hello.token, &hello.allocation_id, hub.clock.unix_secs(), &hub.verified)
         .map_err(|error| {
             hub.security.emit(SecurityEvent::BadToken { reason: error.reason() }, caller);
@@ -292,7 +292,7 @@ async fn admit(
         shard: shard.number,
         wants_channel: shard.terms.raw_channel && hello.features.contains(&Feature::RawChannel),
     };
-    let (leg, joined) = hub.join(connection, id, origin, hello.role, &claims, &tier)?;
+    let (leg, joined) = hub.join(connection, id, origin, hello.role, &claims)?;
     tracing::info!(
         allocation = %leg.handle,
         connection = id.0,
@@ -540,8 +540,8 @@ impl Session {
             }
             ClientMessage::Refresh(refresh) => {
                 let allocation_id = self.admitted.allocation_id;
-                let (claims, tier) = self.admit_again(&refresh.token, allocation_id.as_bytes())?;
-                self.hub.refresh(leg.id, &claims, &tier)?;
+                let claims = self.admit_again(&refresh.token, allocation_id.as_bytes())?;
+                self.hub.refresh(leg.id, &claims)?;
                 tracing::info!(allocation = %leg.handle, connection = leg.id.0, "token refreshed");
                 Ok(())
             }
@@ -556,9 +556,9 @@ impl Session {
         }
     }
 
-    fn admit_again(&self, token: &[u8], allocation_id: &[u8]) -> Result<(Claims, Tier), Option<Rejection>> {
+    fn admit_again(&self, token: &[u8], allocation_id: &[u8]) -> Result<Claims, Option<Rejection>> {
         let hub = &self.hub;
-        hub.admission
+        hub.admission()
             .admit(&hub.relay_id, token, allocation_id, hub.clock.unix_secs(), &hub.verified)
             .map_err(|error| {
                 hub.security.emit(SecurityEvent::BadToken { reason: error.reason() }, self.caller());

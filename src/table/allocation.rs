@@ -2,7 +2,7 @@
 
 use std::{mem, sync::Arc, time::Duration};
 
-use super::{ConnId, Grant, Meter, Now, Rules};
+use super::{Basis, ConnId, Grant, Meter, Now, Rules};
 use crate::wire::{CloseCode, Handle, Identity, Role, TokenHash};
 
 /// A live allocation.
@@ -18,6 +18,8 @@ pub(super) struct Allocation {
     pub(super) latest_expires_at_unix: u64,
     /// Of the token in force.
     pub(super) token_hash: TokenHash,
+    /// Of the token in force.
+    pub(super) basis: Basis,
     pub(super) sides: Sides,
     /// What the table's list of deadlines has for it, on the monotonic clock.
     pub(super) due: Duration,

@@ -24,7 +24,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 pub use allocation::Stage;
 pub use meter::{Counts, Denied, Meter};
@@ -69,14 +69,19 @@ impl Default for Limits {
 impl Limits {
     /// What a token gets: what it asks for up to the tier's cap, the tier's default where it asks for nothing.
     pub fn granted(claims: &Claims, tier: &Tier) -> Self {
+        Self::capped(claims.bandwidth_bytes_per_sec, claims.quota_bytes, tier)
+    }
+
+    /// What somebody gets who asks for this rate and this quota.
+    fn capped(rate_bytes_per_sec: Option<u64>, quota_bytes: Option<u64>, tier: &Tier) -> Self {
         let granted = |asked: Option<u64>, cap: Option<u64>| match (asked, cap) {
             (Some(asked), Some(cap)) => Some(asked.min(cap)),
             (asked, cap) => asked.or(cap),
         };
         Self {
-            rate_bytes_per_sec: granted(claims.bandwidth_bytes_per_sec, tier.limits.rate_bytes_per_sec),
+            rate_bytes_per_sec: granted(rate_bytes_per_sec, tier.limits.rate_bytes_per_sec),
             rate_packets_per_sec: tier.limits.rate_packets_per_sec,
-            quota_bytes: granted(claims.quota_bytes, tier.limits.quota_bytes),
+            quota_bytes: granted(quota_bytes, tier.limits.quota_bytes),
             weight: tier.limits.weight,
         }
     }
@@ -89,6 +94,51 @@ pub struct Tier {
     pub limits: Limits,
     /// How many allocations a device may have at once.
     pub allocations_per_device: Option<u32>,
+    /// How far ahead its tokens may expire; judged with the token, not here.
+    pub max_token_lifetime: Option<Duration>,
+}
+
+/// What the grant of a live allocation rests on: what is judged anew when the operator changes who may have what.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Basis {
+    /// The key that the token in force was signed with.
+    pub signed_by: [u8; 32],
+    /// The key that the device has proven.
+    pub device_key: [u8; 32],
+    /// The tier that the token in force names.
+    pub tier: Option<Arc<str>>,
+    /// The rate that it asks for.
+    pub bandwidth_bytes_per_sec: Option<u64>,
+    /// The quota that it asks for.
+    pub quota_bytes: Option<u64>,
+}
+
+impl From<&Claims> for Basis {
+    fn from(claims: &Claims) -> Self {
+        Self {
+            signed_by: *claims.signed_by.as_bytes(),
+            device_key: *claims.device_key.as_bytes(),
+            tier: claims.tier.clone(),
+            bandwidth_bytes_per_sec: claims.bandwidth_bytes_per_sec,
+            quota_bytes: claims.quota_bytes,
+        }
+    }
+}
+
+/// Leaves the keys out.
+impl fmt::Debug for Basis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Basis").field("tier", &self.tier).finish_non_exhaustive()
+    }
+}
+
+/// What becomes of a live allocation that is judged anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on, in this tier.
+    Keep(Tier),
+    /// It ends for good, with KILLED; both sides read why.
+    End(&'static str),
 }
 
 /// The relay's rules, the same for all allocations.

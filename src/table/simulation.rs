@@ -48,6 +48,7 @@ const TIERS: [Tier; 2] = [
             weight: 1,
         },
         allocations_per_device: Some(3),
+        max_token_lifetime: None,
     },
     Tier {
         limits: Limits {
@@ -57,6 +58,7 @@ const TIERS: [Tier; 2] = [
             weight: 4,
         },
         allocations_per_device: None,
+        max_token_lifetime: None,
     },
 ];
 
@@ -760,6 +762,8 @@ impl World {
             expires_at_unix: self.now.unix.as_secs() + lifetime_secs,
             bandwidth_bytes_per_sec: (self.dice.below(2) == 0).then(|| 1 + self.dice.below(300_000)),
             quota_bytes: (self.dice.below(2) == 0).then(|| 1 + self.dice.below(500_000)),
+            tier: None,
+            signed_by: self.key,
             device_key: self.key,
             peer_key: self.key,
             token_hash: TokenHash::of(&self.next_token.to_le_bytes()),

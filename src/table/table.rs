@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    ConnId, Counts, Effect, Ended, Joined, Limits, Meter, Now, Refusal, Rules, Stage, Tier,
+    Basis, ConnId, Counts, Effect, Ended, Joined, Limits, Meter, Now, Refusal, Rules, Stage, Tier, Verdict,
     allocation::{Allocation, Sides},
     ledger::{Entry, Ledger, Past},
 };
@@ -26,7 +26,7 @@ pub(super) struct Key(u64);
 ///
 /// Memory is bounded by [`Rules`]: `max_ledger` identities, of which `max_allocations` are live with at most
 /// `connections_per_role` connections a side. No input takes time in proportion to the table's size, except
-/// [`Table::end_all`] and [`Table::set_rules`].
+/// [`Table::end_all`], [`Table::reconsider`] and [`Table::set_rules`].
 #[derive(Debug)]
 pub struct Table {
     rules: Rules,
@@ -206,6 +206,7 @@ impl Table {
         }
         allocation.meter.set_limits(Limits::granted(claims, tier));
         allocation.token_hash = claims.token_hash;
+        allocation.basis = claims.into();
         self.expiries.remove(&(allocation.expires_at_unix, key));
         allocation.expires_at_unix = claims.expires_at_unix;
         self.expiries.insert((allocation.expires_at_unix, key));
@@ -239,6 +240,35 @@ impl Table {
         };
         self.end(now, key, CloseCode::Killed, &message, effects);
         true
+    }
+
+    /// Who may have what has changed: every allocation is judged anew. Those that go on get what their tier now
+    /// grants of what their token in force asks for, and hear of it when that is something else than before; its
+    /// count of allocations and its lifetime are for newcomers.
+    pub fn reconsider(
+        &mut self,
+        now: Now,
+        judge: impl Fn(&Identity, &Basis) -> Verdict,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.advance(now, effects);
+        let keys: Vec<Key> = self.allocations.keys().copied().collect();
+        for key in keys {
+            let Some(allocation) = self.allocations.get(&key) else { continue };
+            let basis = &allocation.basis;
+            match judge(&allocation.identity, basis) {
+                Verdict::End(reason) => self.end(now, key, CloseCode::Killed, reason, effects),
+                Verdict::Keep(tier) => {
+                    let limits = Limits::capped(basis.bandwidth_bytes_per_sec, basis.quota_bytes, &tier);
+                    if limits != allocation.meter.limits() {
+                        allocation.meter.set_limits(limits);
+                        let grant = allocation.grant();
+                        let all = Role::BOTH.into_iter().flat_map(|role| allocation.sides.connections(role));
+                        effects.extend(all.map(|conn| Effect::Refreshed { conn, grant }));
+                    }
+                }
+            }
+        }
     }
 
     /// Ends all allocations, with a code that the caller chooses: DRAINING when the relay is about to stop.
@@ -375,6 +405,7 @@ impl Table {
             expires_at_unix: claims.expires_at_unix,
             latest_expires_at_unix,
             token_hash: claims.token_hash,
+            basis: claims.into(),
             sides: Sides::new(role, conn),
             due: Duration::MAX,
         };

@@ -26,7 +26,7 @@ const LIMITS: Limits = Limits {
     weight: 1,
 };
 
-const TIER: Tier = Tier { limits: LIMITS, allocations_per_device: Some(3) };
+const TIER: Tier = Tier { limits: LIMITS, allocations_per_device: Some(3), max_token_lifetime: None };
 
 /// The moment so many seconds after both clocks began to count for these tests.
 fn at(secs: u64) -> Now {
@@ -46,6 +46,8 @@ fn token(device: u8, allocation: u8, until_secs: u64) -> Claims {
         expires_at_unix: UNIX + until_secs,
         bandwidth_bytes_per_sec: None,
         quota_bytes: None,
+        tier: None,
+        signed_by: key,
         device_key: key,
         peer_key: key,
         token_hash: TokenHash::of(format!("{device} {allocation} {until_secs}").as_bytes()),
@@ -826,7 +828,7 @@ fn a_token_gets_what_it_asks_for_up_to_its_tier() {
         let claims = Claims { bandwidth_bytes_per_sec: asked, quota_bytes: asked, ..token(1, 1, 40) };
         let limits =
             Limits { rate_bytes_per_sec: cap, rate_packets_per_sec: Some(77), quota_bytes: cap, weight: 3 };
-        let granted = Limits::granted(&claims, &Tier { limits, allocations_per_device: None });
+        let granted = Limits::granted(&claims, &Tier { limits, ..Tier::default() });
         assert_eq!(granted.rate_bytes_per_sec, granted.quota_bytes);
         assert_eq!((granted.rate_packets_per_sec, granted.weight), (Some(77), 3));
         granted.quota_bytes
@@ -966,4 +968,85 @@ fn summaries_say_what_is_going_on() {
     bench.leave(7, 12);
     bench.leave(7, 11);
     assert_eq!(bench.table.summary(summary.handle).unwrap().stage, Stage::Deserted);
+}
+
+#[test]
+fn r4_5_a_changed_tier_applies_to_what_is_live() {
+    let mut bench = Bench::new(RULES);
+    let meter = bench.pair(0, &token(1, 1, 100));
+    let asks_little = Claims { quota_bytes: Some(10), ..token(1, 2, 100) };
+    let little = bench.joined(0, 3, Role::Device, &asks_little);
+    let before = bench.table.summaries().map(|summary| summary.limits).collect::<Vec<_>>();
+
+    // The same again is nothing new.
+    let judge = |tier: Tier| move |_: &Identity, _: &Basis| Verdict::Keep(tier);
+    bench.table.reconsider(at(1), judge(TIER), &mut bench.effects);
+    assert_eq!(bench.table.summaries().map(|summary| summary.limits).collect::<Vec<_>>(), before);
+    assert_eq!(bench.effects, []);
+
+    let quota = Limits { quota_bytes: Some(70), weight: 9, ..LIMITS };
+    let tier = Tier { limits: quota, allocations_per_device: Some(0), max_token_lifetime: None };
+    bench.table.reconsider(at(1), judge(tier), &mut bench.effects);
+    assert_eq!(meter.limits(), quota);
+    // What the token asks for stays the most it gets.
+    assert_eq!(little.limits().quota_bytes, Some(10));
+    let told: Vec<_> = bench
+        .effects
+        .drain(..)
+        .map(|effect| match effect {
+            Effect::Refreshed { conn, grant } => (conn.0, grant.limits.quota_bytes, grant.limits.weight),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(told, [(1, Some(70), 9), (2, Some(70), 9), (3, Some(10), 9)]);
+    assert_eq!(meter.charge_datagram(0, Role::Device, 71), Err(Denied::Quota));
+    bench.table.assert_consistent();
+}
+
+#[test]
+fn whoever_is_no_longer_welcome_is_ended_for_good() {
+    let mut bench = Bench::new(RULES);
+    bench.pair(0, &token(1, 1, 100));
+    let named = Claims { tier: Some("gold".into()), ..token(2, 1, 100) };
+    bench.joined(0, 3, Role::Device, &named);
+    // The judge is shown whose it is, and what it rests on.
+    let judge = |identity: &Identity, basis: &Basis| {
+        assert_eq!(basis.tier.as_deref(), (identity.device_id.0[0] == 2).then_some("gold"));
+        assert_eq!(basis.signed_by, *named.signed_by.as_bytes());
+        assert!(!format!("{basis:?}").contains(&format!("{:?}", basis.device_key)));
+        match identity.device_id.0[0] {
+            1 => Verdict::End("device revoked"),
+            _ => Verdict::Keep(TIER),
+        }
+    };
+    bench.table.reconsider(at(1), judge, &mut bench.effects);
+    let closed = |conn| Effect::Close {
+        conn: ConnId(conn),
+        code: CloseCode::Killed,
+        message: "device revoked".into(),
+    };
+    assert_eq!(bench.effects[..2], [closed(1), closed(2)]);
+    assert!(matches!(&bench.effects[2..], [Effect::Ended(ended)] if ended.code == CloseCode::Killed));
+    bench.effects.clear();
+    assert_eq!(bench.table.len(), 1);
+    let again = bench.join(2, 4, Role::Device, &token(1, 1, 100));
+    assert_eq!(again.unwrap_err(), Refusal::Ended(CloseCode::Killed));
+    bench.table.assert_consistent();
+}
+
+/// What was refreshed rests on the newer token.
+#[test]
+fn a_refresh_is_what_is_judged() {
+    let mut bench = Bench::new(RULES);
+    bench.pair(0, &token(1, 1, 100));
+    let newer = Claims { tier: Some("gold".into()), quota_bytes: Some(5), ..token(1, 1, 200) };
+    bench.refresh(1, 2, &newer).unwrap();
+    bench.effects.clear();
+    let tier = Tier { limits: Limits::default(), ..TIER };
+    let judge = |_: &Identity, basis: &Basis| {
+        assert_eq!(basis.tier.as_deref(), Some("gold"));
+        Verdict::Keep(tier)
+    };
+    bench.table.reconsider(at(1), judge, &mut bench.effects);
+    assert_eq!(bench.table.summaries().next().unwrap().limits.quota_bytes, Some(5));
 }

@@ -70,6 +70,10 @@ pub struct Claims {
     pub bandwidth_bytes_per_sec: Option<u64>,
     /// Bytes in both directions together that it asks for; `None` asks for the tier's default.
     pub quota_bytes: Option<u64>,
+    /// The tier that an issuer's token names; `None` where it names none, and in a device's token.
+    pub tier: Option<Arc<str>>,
+    /// The key that the token's signature was checked with: the device's, or the issuer's.
+    pub signed_by: PublicKey,
     /// The key that the device must prove it holds.
     pub device_key: PublicKey,
     /// The key that the peer must prove it holds.
@@ -96,6 +100,7 @@ impl fmt::Debug for Claims {
             .field("expires_at_unix", &self.expires_at_unix)
             .field("bandwidth_bytes_per_sec", &self.bandwidth_bytes_per_sec)
             .field("quota_bytes", &self.quota_bytes)
+            .field("tier", &self.tier)
             .finish_non_exhaustive()
     }
 }
@@ -123,6 +128,8 @@ mod tests {
             expires_at_unix: 7,
             bandwidth_bytes_per_sec: Some(8),
             quota_bytes: None,
+            tier: Some("gold".into()),
+            signed_by: PublicKey::from(&SigningKey::from_bytes(&[3; 32])),
             device_key: PublicKey::from(&SigningKey::from_bytes(&[1; 32])),
             peer_key: PublicKey::from(&SigningKey::from_bytes(&[2; 32])),
             token_hash: TokenHash([0xab; 32]),
@@ -169,6 +176,7 @@ mod tests {
         assert!(shown.contains("expires_at_unix: 7"));
         let claims = claims();
         for secret in [
+            hex::encode(claims.signed_by.as_bytes()),
             hex::encode(claims.device_key.as_bytes()),
             hex::encode(claims.peer_key.as_bytes()),
             identity().device_id.to_string(),

@@ -4,12 +4,14 @@
 //! arguments. Everything that parses takes bytes that an attacker may have chosen, allocates no more than
 //! those bytes warrant, and answers with a typed error. `PROTOCOL.md` in this folder is the contract in prose.
 
+pub mod any_token;
 pub mod channel;
 pub mod claims;
 pub mod codes;
 pub mod control;
 pub mod descriptor;
 pub mod ids;
+pub mod issuer;
 pub mod key;
 pub mod proof;
 pub mod token;
@@ -18,10 +20,12 @@ pub mod verified;
 #[cfg(test)]
 mod vectors;
 
+pub use any_token::AnyToken;
 pub use claims::{Claims, Identity, Signer};
 pub use codes::CloseCode;
 pub use descriptor::{Descriptor, SpkiPin};
 pub use ids::{AllocationId, DeviceId, Handle, PeerId, RelayId, Role};
+pub use issuer::{IssuerFields, IssuerToken, JwtClaim, JwtError, KeyId};
 pub use key::{KeyError, PublicKey};
 pub use token::{SignedToken, TokenError, TokenFields, TokenHash};
 pub use verified::VerifiedTokens;

@@ -1,16 +1,17 @@
-//! RelayTokenV1: the grant a device signs for one allocation on one relay.
+//! RelayTokenV1: the grant a device signs for one allocation on one relay. An issuer's is in `issuer.rs`.
 //!
 //! Bytes become a [`SignedToken`] (well formed, nothing believed), that a [`VerifiedToken`] (signed by the
 //! right key), and that [`Claims`] (for this relay, this allocation, now). Each step is a type.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ed25519_dalek::{Signer as _, SigningKey};
 use sha2::{Digest, Sha256};
 
 use super::{
-    AllocationId, Claims, CloseCode, DeviceId, Identity, KeyError, PeerId, PublicKey, RelayId, Signer,
+    AllocationId, Claims, CloseCode, DeviceId, Identity, JwtError, KeyError, KeyId, PeerId, PublicKey,
+    RelayId, Signer, issuer::IssuerFields,
 };
 
 /// Why a token is refused. The text is for the token's owner and for the relay's log; a caller over the
@@ -26,9 +27,18 @@ pub enum TokenError {
     /// The text form is not 240 characters of base64url without padding.
     #[error("a token's text is {} characters of base64url without padding", SignedToken::TEXT_LEN)]
     Text,
+    /// Neither RelayTokenV1 nor a well-formed issuer token.
+    #[error(transparent)]
+    Jwt(#[from] JwtError),
+    /// No issuer has this `kid`.
+    #[error("the issuer is not known to this relay")]
+    UnknownIssuer,
     /// No key is known for the device, and devices may not certify themselves here.
     #[error("the device is not known to this relay")]
     UnknownDevice,
+    /// The operator has shut the device out, whoever vouches for it.
+    #[error("the device has been revoked")]
+    RevokedDevice,
     /// The device's key cannot be relied on.
     #[error("the device's key cannot be used: {0}")]
     DeviceKey(KeyError),
@@ -44,6 +54,12 @@ pub enum TokenError {
     /// The allocation asked for is not the token's.
     #[error("the token is for another allocation")]
     WrongAllocation,
+    /// The issuer may not name this tier.
+    #[error("the issuer may not name this tier")]
+    TierNotAllowed,
+    /// `nbf` is later than now.
+    #[error("the token is not valid yet")]
+    NotYetValid,
     /// `expires_at` is not later than now.
     #[error("the token has expired")]
     Expired,
@@ -58,12 +74,17 @@ impl TokenError {
         match self {
             Self::Length { .. } => "length",
             Self::Text => "text",
+            Self::Jwt(error) => error.reason(),
+            Self::UnknownIssuer => "unknown_issuer",
             Self::UnknownDevice => "unknown_device",
+            Self::RevokedDevice => "revoked_device",
             Self::DeviceKey(_) => "device_key",
             Self::PeerKey(_) => "peer_key",
             Self::Signature => "signature",
             Self::WrongRelay => "wrong_relay",
             Self::WrongAllocation => "wrong_allocation",
+            Self::TierNotAllowed => "tier_not_allowed",
+            Self::NotYetValid => "not_yet_valid",
             Self::Expired => "expired",
             Self::LifetimeTooLong => "lifetime_too_long",
         }
@@ -76,11 +97,16 @@ impl TokenError {
             Self::Expired => CloseCode::TokenExpired,
             Self::Length { .. }
             | Self::Text
+            | Self::Jwt(_)
+            | Self::UnknownIssuer
             | Self::UnknownDevice
+            | Self::RevokedDevice
             | Self::DeviceKey(_)
             | Self::PeerKey(_)
             | Self::Signature
             | Self::WrongRelay
+            | Self::TierNotAllowed
+            | Self::NotYetValid
             | Self::LifetimeTooLong => CloseCode::TokenInvalid,
         }
     }
@@ -259,7 +285,29 @@ impl SignedToken {
             return Err(TokenError::Signature);
         }
         let peer_key = PublicKey::from_bytes(self.fields.peer_id.as_bytes()).map_err(TokenError::PeerKey)?;
-        Ok(VerifiedToken { fields: self.fields, hash: self.hash(), device_key: *device_key, peer_key })
+        let fields = &self.fields;
+        let identity = Identity {
+            signer: Signer::Device,
+            device_id: fields.device_id,
+            peer_id: fields.peer_id,
+            allocation_id: fields.allocation_id,
+        };
+        let rate = u64::from(fields.bandwidth_bytes_per_sec);
+        Ok(VerifiedToken {
+            relay_id: fields.relay_id,
+            not_before_unix: None,
+            claims: Claims {
+                identity,
+                expires_at_unix: fields.expires_at_unix,
+                bandwidth_bytes_per_sec: Some(rate).filter(|rate| *rate != 0),
+                quota_bytes: Some(fields.quota_bytes).filter(|quota| *quota != 0),
+                tier: None,
+                signed_by: *device_key,
+                device_key: *device_key,
+                peer_key,
+                token_hash: self.hash(),
+            },
+        })
     }
 }
 
@@ -286,54 +334,87 @@ pub struct Expected<'a> {
 /// A token that the right key has signed.
 #[derive(Debug, Clone)]
 pub struct VerifiedToken {
-    fields: TokenFields,
-    hash: TokenHash,
-    device_key: PublicKey,
-    peer_key: PublicKey,
+    relay_id: RelayId,
+    not_before_unix: Option<u64>,
+    /// What it becomes when audience, allocation and times are right.
+    claims: Claims,
 }
 
 impl VerifiedToken {
+    /// What an issuer's token says, whose signature and keys have been checked.
+    pub(super) fn issued(
+        kid: &KeyId,
+        fields: &IssuerFields,
+        token_hash: TokenHash,
+        signed_by: PublicKey,
+        device_key: PublicKey,
+        peer_key: PublicKey,
+    ) -> Self {
+        let identity = Identity {
+            signer: kid.signer(),
+            device_id: fields.device_id,
+            peer_id: fields.peer_id,
+            allocation_id: fields.allocation_id,
+        };
+        let claims = Claims {
+            identity,
+            expires_at_unix: fields.expires_at_unix,
+            bandwidth_bytes_per_sec: fields.bandwidth_bytes_per_sec,
+            quota_bytes: fields.quota_bytes,
+            tier: fields.tier.clone(),
+            signed_by,
+            device_key,
+            peer_key,
+            token_hash,
+        };
+        Self { relay_id: fields.relay_id, not_before_unix: fields.not_before_unix, claims }
+    }
+
     /// The key that it verified with.
+    pub fn signed_by(&self) -> &PublicKey {
+        &self.claims.signed_by
+    }
+
+    /// The key that the device must prove it holds.
     pub fn device_key(&self) -> &PublicKey {
-        &self.device_key
+        &self.claims.device_key
+    }
+
+    /// Whose grant it is.
+    pub fn identity(&self) -> &Identity {
+        &self.claims.identity
+    }
+
+    /// The tier that it names, if it names one.
+    pub fn tier(&self) -> Option<&Arc<str>> {
+        self.claims.tier.as_ref()
     }
 
     /// Checks audience, allocation and times.
     ///
     /// # Errors
-    /// In this order: [`TokenError::WrongRelay`], [`TokenError::WrongAllocation`], [`TokenError::Expired`],
-    /// [`TokenError::LifetimeTooLong`].
+    /// In this order: [`TokenError::WrongRelay`], [`TokenError::WrongAllocation`], [`TokenError::NotYetValid`],
+    /// [`TokenError::Expired`], [`TokenError::LifetimeTooLong`].
     pub fn check(&self, expected: &Expected<'_>) -> Result<Claims, TokenError> {
-        let fields = &self.fields;
-        if fields.relay_id != *expected.relay_id {
+        let claims = &self.claims;
+        if self.relay_id != *expected.relay_id {
             return Err(TokenError::WrongRelay);
         }
-        if fields.allocation_id.as_bytes() != expected.allocation_id {
+        if claims.identity.allocation_id.as_bytes() != expected.allocation_id {
             return Err(TokenError::WrongAllocation);
         }
-        if fields.expires_at_unix <= expected.now_unix {
+        if self.not_before_unix.is_some_and(|from| from > expected.now_unix) {
+            return Err(TokenError::NotYetValid);
+        }
+        if claims.expires_at_unix <= expected.now_unix {
             return Err(TokenError::Expired);
         }
         if let Some(cap) = expected.max_lifetime
-            && fields.expires_at_unix - expected.now_unix > cap.as_secs()
+            && claims.expires_at_unix - expected.now_unix > cap.as_secs()
         {
             return Err(TokenError::LifetimeTooLong);
         }
-        Ok(Claims {
-            identity: Identity {
-                signer: Signer::Device,
-                device_id: fields.device_id,
-                peer_id: fields.peer_id,
-                allocation_id: fields.allocation_id,
-            },
-            expires_at_unix: fields.expires_at_unix,
-            bandwidth_bytes_per_sec: (fields.bandwidth_bytes_per_sec != 0)
-                .then_some(u64::from(fields.bandwidth_bytes_per_sec)),
-            quota_bytes: (fields.quota_bytes != 0).then_some(fields.quota_bytes),
-            device_key: self.device_key,
-            peer_key: self.peer_key,
-            token_hash: self.hash,
-        })
+        Ok(claims.clone())
     }
 }
 

@@ -3,16 +3,16 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{PublicKey, SignedToken, TokenError, TokenHash, token::VerifiedToken};
+use super::{DeviceId, IssuerToken, PublicKey, SignedToken, TokenError, TokenHash, token::VerifiedToken};
 
-/// Remembers the last tokens that verified, each some 600 bytes.
+/// Remembers the last tokens that verified, each some 1 KiB.
 ///
-/// A token is known by the hash of all its bytes, signature included, and by the key that it verified with: with
-/// another signature, quota or peer, or under another key, it is another token. Only signatures are remembered;
-/// times, audience and allocation are judged anew each time.
+/// A token is known by the hash of all its bytes, signature included, and by the keys that it verified with: with
+/// another signature, quota or peer, or under another key, it is another token. Only signatures and keys are
+/// remembered; audience, allocation, times, and what the signer may grant are judged anew each time.
 pub struct VerifiedTokens {
     max: usize,
     remembered: Mutex<Remembered>,
@@ -37,12 +37,45 @@ impl VerifiedTokens {
     /// As [`SignedToken::verify`]; what failed is not remembered.
     pub fn verify(&self, token: &SignedToken, device_key: &PublicKey) -> Result<VerifiedToken, TokenError> {
         let hash = token.hash();
-        let lock = || self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lock().tokens.get(&hash).filter(|known| known.device_key() == device_key) {
-            return Ok(known.clone());
+        // A device's token is never mistaken for an issuer's: the hash is of other bytes.
+        match self.known(&hash).filter(|known| known.signed_by() == device_key) {
+            Some(known) => Ok(known),
+            None => token.verify(device_key).inspect(|verified| self.remember(hash, verified)),
         }
-        let verified = token.verify(device_key)?;
-        let mut remembered = lock();
+    }
+
+    /// As [`IssuerToken::verify`].
+    ///
+    /// # Errors
+    /// As [`IssuerToken::verify`]; what failed is not remembered.
+    pub fn verify_issued(
+        &self,
+        token: &IssuerToken,
+        issuer_key: &PublicKey,
+        pinned: impl Fn(&DeviceId) -> Option<PublicKey>,
+    ) -> Result<VerifiedToken, TokenError> {
+        let hash = token.hash();
+        // The device's key may have been pinned, or pinned anew, since.
+        let still_holds = |known: &VerifiedToken| {
+            let device_id = &known.identity().device_id;
+            known.signed_by() == issuer_key
+                && match pinned(device_id) {
+                    Some(key) => key == *known.device_key(),
+                    None => known.device_key().as_bytes() == device_id.as_bytes(),
+                }
+        };
+        match self.known(&hash).filter(still_holds) {
+            Some(known) => Ok(known),
+            None => token.verify(issuer_key, &pinned).inspect(|verified| self.remember(hash, verified)),
+        }
+    }
+
+    fn known(&self, hash: &TokenHash) -> Option<VerifiedToken> {
+        self.lock().tokens.get(hash).cloned()
+    }
+
+    fn remember(&self, hash: TokenHash, verified: &VerifiedToken) {
+        let mut remembered = self.lock();
         if remembered.tokens.insert(hash, verified.clone()).is_none() {
             remembered.order.push_back(hash);
         }
@@ -51,7 +84,10 @@ impl VerifiedTokens {
                 remembered.tokens.remove(&oldest);
             }
         }
-        Ok(verified)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Remembered> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

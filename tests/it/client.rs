@@ -1,12 +1,6 @@
 //! The client library against the real relay, and the examples that show it.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, fs, net::SocketAddr, sync::Arc, time::Duration};
 
 use ed25519_dalek::{SigningKey, pkcs8::EncodePrivateKey as _};
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -53,8 +47,8 @@ impl Running {
             },
             admission: Admission {
                 self_certified: Some(Tier::default()),
-                pinned: HashMap::new(),
                 max_token_lifetime: Duration::from_secs(24 * 3600),
+                ..Admission::default()
             },
             rules: Rules {
                 max_allocations: 100,

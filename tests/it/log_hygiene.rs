@@ -1,7 +1,6 @@
 //! R5.3: no payload, token or key is ever logged, and no address above debug, whatever a client does.
 
 use std::{
-    collections::HashMap,
     fmt::{self, Write as _},
     sync::{Arc, Mutex},
     time::Duration,
@@ -75,8 +74,8 @@ async fn r5_3_no_payload_token_key_or_address_is_logged() {
             },
             admission: Admission {
                 self_certified: Some(Tier::default()),
-                pinned: HashMap::new(),
                 max_token_lifetime: Duration::from_secs(3600),
+                ..Admission::default()
             },
             rules: Rules {
                 max_allocations: 10,

@@ -327,7 +327,7 @@ async fn r4_rate_and_quota_drop_with_their_reasons_and_quota_ends_the_allocation
     let harness = Harness::with(|config| {
         config.admission.self_certified = Some(Tier {
             limits: Limits { rate_bytes_per_sec: Some(20_000), ..quota(60_000) },
-            allocations_per_device: None,
+            ..Tier::default()
         });
     });
     let pair = harness.pair();
@@ -366,7 +366,7 @@ async fn a_flood_to_a_receiver_that_cannot_follow_is_dropped_and_counted() {
     let harness = Harness::with(|config| {
         config.admission.self_certified = Some(Tier {
             limits: Limits { rate_packets_per_sec: Some(50), ..Limits::default() },
-            allocations_per_device: None,
+            ..Tier::default()
         });
     });
     let (device, _peer) = harness.joined_pair(&harness.pair()).await;

@@ -11,9 +11,9 @@ mod raw;
 mod refusals;
 mod shards;
 mod stream_ends;
+mod tiers;
 
 use std::{
-    collections::HashMap,
     net::SocketAddr,
     num::NonZeroU8,
     sync::{
@@ -42,7 +42,7 @@ use crate::{
     table::{ConnId, Limits, Meter, Rules, Tier},
     wire::{
         ALPN, AllocationId, CloseCode, DeviceId, Handle, PeerId, PublicKey, RelayId, Role, SignedToken,
-        SpkiPin, TokenFields,
+        SpkiPin, TokenFields, TokenHash,
         control::{Allocated, ClientMessage, HEADER_LEN, Hello, RelayMessage},
         proof::{self, Binding},
     },
@@ -108,8 +108,8 @@ impl Harness {
             },
             admission: Admission {
                 self_certified: Some(Tier::default()),
-                pinned: HashMap::new(),
                 max_token_lifetime: Duration::from_secs(24 * 3600),
+                ..Admission::default()
             },
             rules: rules(),
             max_unauthenticated: 100,
@@ -339,13 +339,19 @@ pub(super) struct Raw {
 impl Raw {
     /// Hello with a mode 1 proof.
     pub fn hello(&self, pair: &Pair, role: Role) -> Hello {
+        let allocation_id = pair.token.fields().allocation_id;
+        self.hello_with(&pair.token.to_bytes(), allocation_id, pair.key(role), role)
+    }
+
+    /// The same with a token of any kind.
+    pub fn hello_with(&self, token: &[u8], id: AllocationId, key: &SigningKey, role: Role) -> Hello {
         let mut secret = [0; 32];
         self.connection.export_keying_material(&mut secret, proof::EXPORTER_LABEL, &[]).unwrap();
-        let proof = proof::prove(pair.key(role), role, &pair.token.hash(), &Binding::Exporter(secret));
+        let proof = proof::prove(key, role, &TokenHash::of(token), &Binding::Exporter(secret));
         Hello {
-            token: Bytes::copy_from_slice(&pair.token.to_bytes()),
+            token: Bytes::copy_from_slice(token),
             role,
-            allocation_id: Bytes::copy_from_slice(pair.token.fields().allocation_id.as_bytes()),
+            allocation_id: Bytes::copy_from_slice(id.as_bytes()),
             proof: Some(Bytes::copy_from_slice(&proof)),
             features: Vec::new(),
             agent: "tests".to_owned(),
@@ -360,8 +366,12 @@ impl Raw {
     }
 
     pub async fn join(self, pair: &Pair, role: Role) -> Result<Joined, (CloseCode, String)> {
-        let hello = ClientMessage::Hello(self.hello(pair, role)).to_frame();
-        let mut control = self.begin(&hello).await;
+        let hello = self.hello(pair, role);
+        self.join_with(hello).await
+    }
+
+    pub async fn join_with(self, hello: Hello) -> Result<Joined, (CloseCode, String)> {
+        let mut control = self.begin(&ClientMessage::Hello(hello).to_frame()).await;
         match control.next().await {
             Some(RelayMessage::Allocated(allocated)) => Ok(Joined { control, allocated }),
             Some(RelayMessage::Refused(refused)) => {
@@ -495,8 +505,8 @@ impl Joined {
 pub(super) fn hub(harness: &Harness) -> Hub {
     let admission = Admission {
         self_certified: None,
-        pinned: HashMap::new(),
         max_token_lifetime: Duration::from_secs(24 * 3600),
+        ..Admission::default()
     };
     let channels = Channels::new(1).unwrap();
     Hub::new(
