@@ -13,7 +13,7 @@
 //! |---|---|---|
 //! | [`wire`] | tokens, proofs, control frames, close codes, descriptors: the contract, shared by both sides | none |
 //! | [`table`] | which connections belong together and until when; the meter that both legs share | none |
-//! | `guard` | what keeps abuse away, and the stream of security events | none |
+//! | `guard` | who may come and how often, what floods bring, and the stream of security events | none |
 //! | [`clock`] | the only reader of clocks; everything else is told the time | clocks |
 //! | `relay` | sockets and tasks around the table: shard, socket, session, leg, forward, channel, splice | UDP |
 //! | `quic` | what relay and client both set up in quinn | none |
@@ -30,7 +30,7 @@
 //! # A connection's life
 //!
 //! 1. The kernel hands its packets to one of the shards, threads that share the UDP port: a BPF program reads which
-//!    from the connection ID, so a client that changes its address stays. The shard's endpoint accepts it, if fewer than `max_unauthenticated` others are still without a token. Until
+//!    from the connection ID, so a client that changes its address stays. The guard says whether it may begin: by list, by its source's budget, by what floods there are. The shard's endpoint accepts it, if fewer than `max_unauthenticated` others are still without a token. Until
 //!    it has one it may open one stream, send 16 KiB, and take 3 s.
 //! 2. Its session reads `Hello`, checks the token (form, key, signature, audience, allocation, times: bytes become
 //!    a [`SignedToken`](wire::SignedToken), that a [`VerifiedToken`](wire::token::VerifiedToken), that
@@ -64,6 +64,8 @@
 //! - Nothing is created, joined or evicted before token *and* proof have been checked.
 //! - An allocation is its [`Identity`](wire::Identity): signer, device, peer and allocation id together.
 //! - Bytes used are never reset: not by refresh, reconnect or re-creation. A full ledger refuses; it never forgets.
+//! - Only an address that has proven itself is counted, blocked for what it did, or reported. What forged packets can
+//!   bring about is a Retry or silence, for all alike, and never more than three bytes for one.
 //! - Every queue, buffer and wait is bounded, and the bound says why. What a client is to be told sits in slots
 //!   where the latest wins, so a client that does not read costs a few hundred bytes.
 //! - A panic in a session ends that session, a panic over a packet costs what arrived with it; both are counted,

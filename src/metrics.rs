@@ -2,6 +2,7 @@
 //!
 //! Counters end in `_total`; no label takes a value that a caller chooses.
 
+mod guard;
 mod security;
 mod striped;
 
@@ -11,6 +12,7 @@ use prometheus::{
     Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+pub use self::guard::{GuardIgnored, GuardMetrics, GuardRefused};
 pub use self::security::{SecurityKind, SecurityMetrics, WebhookOutcome};
 pub use self::striped::Counter;
 use self::striped::{Counters, Family};
@@ -119,7 +121,7 @@ pub struct Metrics {
     pub handshakes_failed: IntCounter,
     /// Connection attempts turned away because too many were not yet authenticated.
     pub handshakes_refused: IntCounter,
-    /// Connection attempts asked to prove their address first, because many were not yet authenticated.
+    /// Connection attempts asked to prove their address first.
     pub handshakes_retried: IntCounter,
     /// Allocations that came into being. created - ended = `allocations`.
     pub allocations_created: IntCounter,
@@ -148,6 +150,8 @@ pub struct Metrics {
     pub session_panics: IntCounter,
     /// Batches of packets dropped for a panic. Anything but 0 is a bug.
     pub socket_panics: IntCounter,
+    /// What the guard did.
+    pub guard: GuardMetrics,
     /// Security events.
     pub security: SecurityMetrics,
 }
@@ -286,7 +290,7 @@ impl Metrics {
             handshakes_retried: counter(
                 r,
                 "zrc_relay_handshakes_retried_total",
-                "Connection attempts asked to prove their address first, because many were not yet authenticated.",
+                "Connection attempts asked to prove their address first, by a Retry.",
             )?,
             allocations_created: counter(
                 r,
@@ -330,6 +334,7 @@ impl Metrics {
                 "zrc_relay_session_panics_total",
                 "Sessions that ended by a panic; anything but 0 is a bug.",
             )?,
+            guard: GuardMetrics::new(r)?,
             security: SecurityMetrics::new(r)?,
             registry,
         })

@@ -14,7 +14,10 @@ use super::{
 use crate::{
     clock::Clock,
     config::{self, Config, Standing},
-    guard::{EventSettings, SecurityEvents, SigningKeys, Timing, Webhook, WebhookSettings},
+    guard::{
+        EventSettings, GuardSettings, PerMinute, SecurityEvents, SigningKeys, Timing, Webhook,
+        WebhookSettings,
+    },
     metrics::Metrics,
     ops::{Handles, OpsServer, Readiness},
     relay::{
@@ -46,7 +49,7 @@ impl Running {
     /// # Errors
     /// What could not be had; nothing is left running.
     pub(super) async fn start(config: Config) -> Result<Self, Failure> {
-        let Config { state_dir, relay: wanted, ops, security: reporting } = config;
+        let Config { state_dir, relay: wanted, guard, ops, security: reporting } = config;
         let admission = admission(&wanted);
         let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
         let state = State::open(state_dir, &wanted.server_name, given)?;
@@ -80,6 +83,7 @@ impl Running {
                 },
                 admission,
                 rules: wanted.rules,
+                guard: guard_settings(guard),
                 max_unauthenticated: wanted.max_unauthenticated,
                 datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
                 keepalive: Some(wanted.keepalive),
@@ -192,6 +196,21 @@ pub(super) fn admission(wanted: &config::Relay) -> Admission {
         admission.issuers.insert(kid.as_str().into(), Issuer { key: *key, tier: *tier, tiers });
     }
     admission
+}
+
+/// Who may come and how often, as the relay wants it told.
+pub(super) fn guard_settings(wanted: config::Guard) -> GuardSettings {
+    GuardSettings {
+        connections: PerMinute::new(wanted.connections_per_minute),
+        allocation_requests: PerMinute::new(wanted.allocation_requests_per_minute),
+        exempt_loopback: wanted.exempt_loopback,
+        exempt: wanted.exempt,
+        allow: wanted.allow,
+        block: wanted.block,
+        retry_above: wanted.retry_above,
+        silence_above: wanted.silence_above,
+        max_sources: wanted.max_sources,
+    }
 }
 
 /// What clients can connect to when the relay listens on `listening`: for an unspecified address the one that

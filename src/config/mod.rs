@@ -6,6 +6,7 @@
 
 mod devices;
 mod fault;
+mod guard;
 mod issuers;
 mod read;
 mod security;
@@ -30,6 +31,7 @@ use toml::{Table, Value};
 
 pub use devices::{Device, Standing};
 pub use fault::{Fault, Faults};
+pub use guard::Guard;
 pub use issuers::Issuer;
 use read::Section;
 pub use security::{Security, Webhook};
@@ -76,6 +78,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The relay itself.
     pub relay: Relay,
+    /// Who may come, how often, and what floods bring.
+    pub guard: Guard,
     /// Health, metrics and descriptor over HTTP.
     pub ops: Ops,
     /// Security events.
@@ -244,6 +248,7 @@ impl Config {
                 issuers: Vec::new(),
                 key_files: Vec::new(),
             },
+            guard: Guard::without_limits(),
             ops: Ops { listen: loopback },
             security: Security::default(),
         }
@@ -279,18 +284,24 @@ fn read_all(text: &str, folder: &Path) -> (Result<Config, Faults>, Vec<String>) 
         })
         .unwrap_or_else(|| DEFAULT_STATE_DIR.into());
     let relay = top.table("relay");
+    let guard = top.table("guard");
     let ops = top.table("ops");
     let security = top.table("security");
     let mut keys = top.finish();
     let (relay, relay_keys) = read_relay(relay, folder, &mut faults);
+    let (guard, guard_keys) = Guard::read(guard, &mut faults);
     let (ops, ops_keys) = read_ops(ops, &mut faults);
     let (security, security_keys) = Security::read(security, folder, &mut faults);
-    keys.retain(|key| key != "relay" && key != "ops" && key != "security");
+    keys.retain(|key| !matches!(key.as_str(), "relay" | "guard" | "ops" | "security"));
     keys.extend(relay_keys);
+    keys.extend(guard_keys);
     keys.extend(ops_keys);
     keys.extend(security_keys);
-    let config =
-        if faults.is_empty() { Ok(Config { state_dir, relay, ops, security }) } else { Err(Faults(faults)) };
+    let config = if faults.is_empty() {
+        Ok(Config { state_dir, relay, guard, ops, security })
+    } else {
+        Err(Faults(faults))
+    };
     (config, keys)
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    guard::Limit,
+    guard::{Limit, Turned},
     table::{Basis, Refusal, Tier, Verdict},
     wire::{
         AnyToken, Claims, CloseCode, DeviceId, Identity, PublicKey, RelayId, Signer, TokenError,
@@ -177,6 +177,25 @@ impl From<TokenError> for Rejection {
                 _ => "the token is not valid here; try `zrc-relay token verify` with this relay's id",
             },
         )
+    }
+}
+
+/// The limit has been reported by whoever found it.
+impl From<Turned> for Rejection {
+    fn from(turned: Turned) -> Self {
+        match turned {
+            Turned::Blocked => Self::new(CloseCode::Blocked, "the relay's operator has blocked this address"),
+            Turned::Limited { limit, retry_after } => {
+                let what = match limit {
+                    Limit::SourceRequests => "requests for an allocation",
+                    _ => "connections",
+                };
+                // Whole seconds, upwards: whoever comes then is served.
+                let secs = retry_after.as_millis().div_ceil(1000);
+                let message = format!("too many {what} from this address; come again in {secs} s");
+                Self { retry_after: Some(retry_after), ..Self::new(CloseCode::RateLimited, message) }
+            }
+        }
     }
 }
 

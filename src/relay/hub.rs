@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    guard::{Limit, SecurityEvent, SecurityEvents, Subject},
+    guard::{Guard, Limit, SecurityEvent, SecurityEvents, Subject},
     metrics::Metrics,
     table::{ConnId, Effect, Joined, Now, Rules, Summary, Table},
     wire::{Claims, CloseCode, Handle, RelayId, Role, VerifiedTokens},
@@ -39,6 +39,7 @@ pub(super) struct Hub {
     pub clock: Clock,
     pub metrics: Arc<Metrics>,
     pub security: SecurityEvents,
+    pub guard: Arc<Guard>,
     pub relay_id: RelayId,
     pub verified: VerifiedTokens,
     pub channels: Channels,
@@ -60,7 +61,7 @@ impl Hub {
     pub fn new(
         clock: Clock,
         metrics: Arc<Metrics>,
-        security: SecurityEvents,
+        guard: Arc<Guard>,
         relay_id: RelayId,
         admission: Admission,
         rules: Rules,
@@ -69,7 +70,8 @@ impl Hub {
         Self {
             clock,
             metrics,
-            security,
+            security: guard.security().clone(),
+            guard,
             relay_id,
             verified: VerifiedTokens::new(MAX_VERIFIED_TOKENS),
             channels,

@@ -126,10 +126,12 @@ struct Watched {
 }
 
 /// What the sweep found.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Observed {
     /// The client sends from another address now.
     pub migrated_to: Option<SocketAddr>,
+    /// Where it was before.
+    pub was_at: SocketAddr,
     /// Nothing was received for this long.
     pub silent_for: Duration,
 }
@@ -383,8 +385,8 @@ impl Leg {
         if let Some(channel) = self.channel().filter(|channel| !channel.is_at(address)) {
             channel.close();
         }
-        watched.address = address;
-        Observed { migrated_to, silent_for: mono.saturating_sub(watched.last_received) }
+        let was_at = std::mem::replace(&mut watched.address, address);
+        Observed { migrated_to, was_at, silent_for: mono.saturating_sub(watched.last_received) }
     }
 }
 

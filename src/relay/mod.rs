@@ -3,7 +3,7 @@
 //! ```text
 //!  UDP port ── steer.rs: the kernel picks the shard by connection ID or tag
 //!   └ socket.rs ─┬ raw packets ────────────────────────────────► other leg's address   channel.rs
-//!                └ QUIC ── shard (one thread: endpoint, accept loop, sweep)
+//!                └ QUIC ── shard (one thread: endpoint, accept loop, sweep)  entry.rs: who gets a handshake
 //!                           └ session (one task per connection)
 //!                              │ handshake, Hello, proof   auth.rs
 //!                              │ control stream            control.rs
@@ -19,6 +19,7 @@
 mod auth;
 mod channel;
 mod control;
+mod entry;
 mod forward;
 mod handshake;
 mod hub;

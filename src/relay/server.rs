@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    guard::SecurityEvents,
+    guard::{Guard, GuardSettings, SecurityEvents},
     metrics::Metrics,
     table::{Rules, Summary},
     wire::{Handle, RelayId, SpkiPin},
@@ -49,6 +49,8 @@ pub struct RelayConfig {
     pub admission: Admission,
     /// How many, for how long.
     pub rules: Rules,
+    /// Who may come, how often, and what floods bring.
+    pub guard: GuardSettings,
     /// Connections that may be without an accepted token at once. Each costs some 30 KiB and a handshake;
     /// beyond, attempts are refused before a certificate is signed.
     pub max_unauthenticated: usize,
@@ -165,10 +167,11 @@ impl RelayServer {
             spki_sha256: spki.0,
         };
         let channels = Channels::new(shards)?;
+        let guard = Arc::new(Guard::new(&config.guard, metrics.clone(), security));
         let hub = Arc::new(Hub::new(
             clock,
             metrics,
-            security,
+            guard,
             config.relay_id,
             config.admission,
             config.rules,
@@ -225,6 +228,11 @@ impl RelayServer {
     #[cfg(test)]
     pub(super) fn legs(&self) -> Vec<Arc<super::leg::Leg>> {
         self.hub.legs()
+    }
+
+    /// Who decides who may come: to block networks, and to change what it was started with.
+    pub fn guard(&self) -> &Arc<Guard> {
+        &self.hub.guard
     }
 
     /// What is live now, in order of handles: for an administrator. Takes time in proportion to their number.

@@ -14,6 +14,7 @@ use tokio::{task::JoinSet, time::timeout};
 use super::{
     auth::{Rejection, exporter_binding},
     control::{FrameReader, ReadFrameError},
+    entry::Caller,
     forward::forward_datagrams,
     hub::Hub,
     leg::{Close, Leg, Origin, Outbox, PathLimits},
@@ -22,7 +23,7 @@ use super::{
     tls,
 };
 use crate::{
-    guard::{Limit, SecurityEvent, Subject, ValidatedSource},
+    guard::{Limit, SecurityEvent, Subject, Turned, ValidatedSource},
     metrics::DropReason,
     table::{ConnId, Joined},
     wire::{
@@ -72,28 +73,16 @@ pub(super) struct Terms {
 }
 
 /// Serves one connection attempt to its end.
-pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) {
+pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) {
     // Boxed, so that what only a handshake needs is not held for as long as the session lives.
-    if let Some((mut guard, session)) = Box::pin(let_in(hub, shard, incoming)).await {
+    if let Some((mut guard, session)) = Box::pin(let_in(hub, shard, caller)).await {
         guard.code = session.run().await;
     }
 }
 
 /// Handshake, Hello, proof. `None` when it ended there; what there was to say has been said.
-async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> Option<(Guard, Session)> {
-    let Some(unauthenticated) = shard.unauthenticated() else {
-        hub.metrics.handshakes_refused.inc();
-        hub.security.emit(SecurityEvent::LimitHit { limit: Limit::Unauthenticated }, Subject::NOBODY);
-        incoming.refuse();
-        return None;
-    };
-    // Whoever makes addresses up takes no more than half of the places.
-    if unauthenticated.among_many && !incoming.remote_address_validated() {
-        hub.metrics.handshakes_retried.inc();
-        // Fails only for an address that has proven itself.
-        let _ = incoming.retry();
-        return None;
-    }
+async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) -> Option<(Guard, Session)> {
+    let Caller { incoming, place: unauthenticated, counted } = caller;
     let from = incoming.remote_address().ip();
     let connection = match incoming.accept() {
         Ok(connecting) => timeout(HANDSHAKE_TIMEOUT, connecting).await,
@@ -118,6 +107,14 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, incoming: quinn::Incoming) -> 
     let caller = Subject::source(ValidatedSource::vouched(from)).on(id);
     let mut guard = Guard::new(hub.clone(), id, connection.clone(), shard.connections.clone());
     tracing::debug!(connection = id.0, address = %connection.remote_address(), "connected");
+    if let Err(turned) = hub.guard.finished(from, counted, hub.clock.mono()) {
+        hub.guard.report(turned, caller);
+        let Rejection { code, message, .. } = turned.into();
+        hub.metrics.refused(code);
+        guard.code = Some(code);
+        connection.close(number(code), message.as_bytes());
+        return None;
+    }
 
     let mut control = None;
     let admitted = {
@@ -273,6 +270,10 @@ async fn admit(
     let ClientMessage::Hello(hello) = next_message(reader).await? else {
         return Err(Some(Rejection::new(CloseCode::ProtocolError, "the first message must be Hello")));
     };
+    request(hub, connection, caller).map_err(|turned| {
+        hub.guard.report(turned, caller);
+        Rejection::from(turned)
+    })?;
     let claims = hub
         .admission()
         .admit(&hub.relay_id, &hello.token, &hello.allocation_id, hub.clock.unix_secs(), &hub.verified)
@@ -303,6 +304,14 @@ async fn admit(
     #[cfg(test)]
     assert_ne!(hello.agent, PANICKING_AGENT, "as a test asked for");
     Ok(Admitted { leg, joined, allocation_id: claims.identity.allocation_id })
+}
+
+/// Asks for an allocation: from where the handshake was made, which is proven, and from where the connection is now.
+fn request(hub: &Hub, connection: &quinn::Connection, caller: Subject) -> Result<(), Turned> {
+    let (mono, now_at) = (hub.clock.mono(), connection.remote_address().ip());
+    let from = caller.source.map_or(now_at, ValidatedSource::ip);
+    hub.guard.request(from, mono)?;
+    hub.guard.moved(from, now_at, mono)
 }
 
 /// Whether the caller holds its role's key.
@@ -414,7 +423,7 @@ impl Session {
     /// Serves until the end; the code, when this side decided it.
     async fn run(mut self) -> Option<CloseCode> {
         let leg = self.admitted.leg.clone();
-        let _watched = self.shard.watch(leg.clone());
+        let _watched = self.shard.watch(&self.hub, leg.clone());
         self.reader.set_max(MAX_FRAME);
         let mut told = Told {
             peer_present: self.admitted.joined.peer_present,

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -24,13 +24,20 @@ use tokio::{
 
 use super::{
     StartError,
+    auth::Rejection,
+    entry,
     hub::Hub,
     leg::Leg,
     session::{self, Terms},
     socket::{Mailboxes, ShardSocket},
     tls::ShardConnectionIds,
 };
-use crate::{quic::runtime::Runtime, table::ConnId, wire::CloseCode};
+use crate::{
+    guard::{Subject, Turned},
+    quic::runtime::Runtime,
+    table::ConnId,
+    wire::CloseCode,
+};
 
 /// How often to look for what quinn has no events for: migration, path limits, silence.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
@@ -44,11 +51,20 @@ pub(super) struct Shard {
     /// Of all shards.
     unauthenticated: Arc<AtomicUsize>,
     legs: Mutex<HashMap<ConnId, Arc<Leg>>>,
+    /// What the lists were when all legs were last compared with them.
+    list_changes: AtomicU64,
 }
 
 impl Shard {
     pub fn new(number: u8, terms: Terms, connections: IntGauge, unauthenticated: Arc<AtomicUsize>) -> Self {
-        Self { number, terms, connections, unauthenticated, legs: Mutex::default() }
+        Self {
+            number,
+            terms,
+            connections,
+            unauthenticated,
+            legs: Mutex::default(),
+            list_changes: AtomicU64::new(0),
+        }
     }
 
     /// A place among the connections without a token; `None` when all are taken.
@@ -61,9 +77,13 @@ impl Shard {
     }
 
     /// Has the sweep look at this leg for as long as the answer lives.
-    pub fn watch(self: &Arc<Self>, leg: Arc<Leg>) -> Watch {
+    pub fn watch(self: &Arc<Self>, hub: &Hub, leg: Arc<Leg>) -> Watch {
         let id = leg.id;
-        self.legs().insert(id, leg);
+        self.legs().insert(id, leg.clone());
+        // Its address may have been blocked since it was let in, and the sweep has looked at the others already.
+        if let Err(turned) = hub.guard.check(leg.connection.remote_address().ip(), hub.clock.mono()) {
+            turn_out(hub, &leg, turned);
+        }
         Watch { shard: self.clone(), id }
     }
 
@@ -73,6 +93,9 @@ impl Shard {
 
     fn sweep(&self, hub: &Hub) {
         let mono = hub.clock.mono();
+        hub.guard.tick(mono);
+        let changes = hub.guard.list_changes();
+        let lists_changed = self.list_changes.swap(changes, Ordering::Relaxed) != changes;
         for leg in self.legs().values() {
             let observed = leg.observe(mono, &hub.metrics);
             if let Some(address) = observed.migrated_to {
@@ -80,11 +103,27 @@ impl Shard {
                 tracing::info!(allocation = %leg.handle, connection = leg.id.0, "client migrated");
                 tracing::debug!(connection = leg.id.0, %address, "client migrated");
             }
+            let at = leg.connection.remote_address().ip();
+            let may_stay = match observed.migrated_to {
+                Some(address) => hub.guard.moved(observed.was_at.ip(), address.ip(), mono),
+                None if lists_changed => hub.guard.check(at, mono),
+                None => Ok(()),
+            };
+            if let Err(turned) = may_stay {
+                turn_out(hub, leg, turned);
+            }
             if observed.silent_for >= self.terms.idle_timeout {
                 leg.close(CloseCode::Idle, "nothing was heard from this connection for the idle timeout");
             }
         }
     }
+}
+
+/// Closes a connection that may not be where it is. Where that is may be a mere claim, so it is not reported.
+fn turn_out(hub: &Hub, leg: &Leg, turned: Turned) {
+    hub.guard.report(turned, Subject::NOBODY.on(leg.id).of(leg.handle));
+    let Rejection { code, message, .. } = turned.into();
+    leg.close(code, message);
 }
 
 /// A place among the connections without a token.
@@ -207,7 +246,9 @@ async fn run(
             deadline = &mut stopped => break deadline.unwrap_or_default(),
             incoming = endpoint.accept() => match incoming {
                 Some(incoming) => {
-                    sessions.spawn(session::serve(hub.clone(), shard.clone(), incoming));
+                    if let Some(caller) = entry::screen(&hub, &shard, incoming) {
+                        sessions.spawn(session::serve(hub.clone(), shard.clone(), caller));
+                    }
                 }
                 None => {
                     tracing::error!(shard = shard.number, "the shard's socket is gone");

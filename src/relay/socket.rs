@@ -31,13 +31,14 @@ use tokio::io::Interest;
 
 use super::{
     channel::Path,
+    entry,
     forward::{drop_reason, forward_datagram, not_forwarded},
     hub::Hub,
     leg::Leg,
     steer::shard_of,
 };
 use crate::{
-    metrics::DropReason,
+    metrics::{DropReason, GuardIgnored},
     quic::udp::Udp,
     wire::channel::{self, HEADER_LEN, Packet, Tag},
 };
@@ -217,6 +218,21 @@ impl ShardSocket {
                 end = (end + stride).min(train.len());
             }
             match whose {
+                Whose::Long(shard) => {
+                    for from in (at..end).step_by(stride) {
+                        let to = (from + stride).min(end);
+                        let packet = train.get(from..to).unwrap_or_default();
+                        if !self.is_worth_it(meta, packet) {
+                            continue;
+                        }
+                        if shard == self.shard {
+                            train.copy_within(from..to, kept);
+                            kept += to - from;
+                        } else {
+                            self.hand_over(shard, meta, packet);
+                        }
+                    }
+                }
                 Whose::Mine => {
                     if kept != at {
                         train.copy_within(at..end, kept);
@@ -252,10 +268,23 @@ impl ShardSocket {
                 Some(Packet::Data { tag, .. }) => Whose::Channel(tag),
                 _ => Whose::Other,
             },
+            Some(first) if entry::is_long(*first) => Whose::Long(shard_of(packet, self.mailboxes.shards())),
             _ => match shard_of(packet, self.mailboxes.shards()) {
                 shard if shard == self.shard => Whose::Mine,
                 shard => Whose::Shard(shard),
             },
+        }
+    }
+
+    /// Whether a packet of a handshake gets as far as quinn.
+    fn is_worth_it(&self, meta: &RecvMeta, packet: &[u8]) -> bool {
+        let hub = &*self.hub;
+        match entry::opening(packet) {
+            Some(opening) => hub.guard.lets_through(meta.addr.ip(), opening, hub.clock.mono()),
+            None => {
+                hub.metrics.guard.ignored(GuardIgnored::Malformed);
+                false
+            }
         }
     }
 
@@ -420,6 +449,8 @@ fn weight(group: &[u8], stride: usize) -> (usize, usize) {
 /// Whose a packet is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whose {
+    /// QUIC with a long header, of this shard or another: a handshake's.
+    Long(u8),
     /// QUIC, of this shard.
     Mine,
     /// QUIC, of another.

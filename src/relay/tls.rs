@@ -2,9 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use aws_lc_rs::hmac;
-use quinn::{ConnectionId, ConnectionIdGenerator, Dir, IdleTimeout, TransportConfig, VarInt};
-use quinn_proto::{InvalidCid, RandomConnectionIdGenerator};
+use aws_lc_rs::{hkdf, hmac};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, Dir, IdleTimeout, TransportConfig, ValidationTokenConfig, VarInt,
+};
+use quinn_proto::{InvalidCid, RandomConnectionIdGenerator, crypto::HandshakeTokenKey};
 use rustls::{
     CipherSuite,
     crypto::CryptoProvider,
@@ -61,6 +63,8 @@ const WINDOW_BYTES: u32 = 2 * MAX_STREAMS_PER_KIND * STREAM_WINDOW_BYTES + 64 * 
 const SEND_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 /// quinn's bound on datagrams waiting to be sent; the forwarder keeps occupancy below its own, smaller one.
 pub(super) const DATAGRAM_SEND_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+/// How long an address counts as proven because it once was, for the one connection that each token is good for.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(86_400);
 /// How much longer QUIC waits than the relay's own idle timer, so that an end has a code.
 const IDLE_MARGIN: Duration = Duration::from_secs(10);
 
@@ -72,6 +76,15 @@ pub(super) fn reset_key(identity: &TlsIdentity) -> Arc<dyn quinn_proto::crypto::
     let secret =
         Sha256::new().chain_update(b"zrc-relay stateless reset\0").chain_update(identity.key.secret_der());
     Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &secret.finalize()))
+}
+
+/// What Retry and validation tokens are sealed with: the same on all shards, so that a token may come back to another.
+///
+/// Derived from the TLS key, as [`reset_key`] is: whoever has proven its address need not do so again because the relay
+/// was started anew in the middle of a flood.
+pub(super) fn token_key(identity: &TlsIdentity) -> Arc<dyn HandshakeTokenKey> {
+    let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"zrc-relay address tokens");
+    Arc::new(salt.extract(identity.key.secret_der()))
 }
 
 /// Raises a connection's limits once its token has been accepted.
@@ -136,7 +149,11 @@ pub(super) fn server_config(
 
     let crypto = ServerCrypto::new(tls).ok_or(StartError::NoInitialCipher)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(Arc::new(transport));
+    config.transport_config(Arc::new(transport)).token_key(token_key(identity));
+    // An address has another owner tomorrow; a client that was here today is back by then.
+    let mut tokens = ValidationTokenConfig::default();
+    tokens.lifetime(TOKEN_LIFETIME);
+    config.validation_token_config(tokens);
     Ok(config)
 }
 

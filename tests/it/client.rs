@@ -8,7 +8,7 @@ use tokio::{join, time::timeout};
 use zrc_relay::{
     client::{Event, Events, MAX_DATAGRAM_BYTES, Options, Proof, RefreshError, Relay, Session, Ticket},
     clock::Clock,
-    guard::{EventSettings, SecurityEvents},
+    guard::{EventSettings, GuardSettings, SecurityEvents},
     metrics::Metrics,
     relay::{Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity},
     table::{Rules, Tier},
@@ -61,6 +61,7 @@ impl Running {
             keepalive: Some(Duration::from_secs(15)),
             shards: None,
             raw_channel: true,
+            guard: GuardSettings::default(),
             max_unauthenticated: 100,
             datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
         };

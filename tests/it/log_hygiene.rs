@@ -15,7 +15,7 @@ use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt as _, regis
 use zrc_relay::{
     client::{Relay, Ticket},
     clock::Clock,
-    guard::{EventSettings, SecurityEvents},
+    guard::{EventSettings, GuardSettings, SecurityEvents},
     metrics::Metrics,
     relay::{Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity},
     table::{Rules, Tier},
@@ -85,6 +85,7 @@ async fn r5_3_no_payload_token_key_or_address_is_logged() {
                 idle_timeout: Duration::from_secs(30),
                 pair_timeout: Duration::from_secs(30),
             },
+            guard: GuardSettings::default(),
             max_unauthenticated: 10,
             datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
             keepalive: None,

@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    guard::{EventSettings, SecurityEvents},
+    guard::{EventSettings, Guard, GuardSettings, SecurityEvents},
     metrics::Metrics,
     table::{ConnId, Limits, Meter, Rules, Tier},
     wire::{
@@ -112,6 +112,7 @@ impl Harness {
                 ..Admission::default()
             },
             rules: rules(),
+            guard: GuardSettings::default(),
             max_unauthenticated: 100,
             datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
             keepalive: Some(Duration::from_secs(15)),
@@ -512,7 +513,7 @@ pub(super) fn hub(harness: &Harness) -> Hub {
     Hub::new(
         harness.clock,
         harness.metrics.clone(),
-        harness.security.clone(),
+        Arc::new(Guard::new(&GuardSettings::default(), harness.metrics.clone(), harness.security.clone())),
         harness.relay_id,
         admission,
         rules(),
