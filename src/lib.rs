@@ -70,7 +70,8 @@
 //!   where the latest wins, so a client that does not read costs a few hundred bytes.
 //! - A panic in a session ends that session, a panic over a packet costs what arrived with it; both are counted,
 //!   and nothing else happens. A shard that is lost all the same ends the daemon, for its supervisor to start anew.
-//! - No payload, token or key is logged; addresses only at debug.
+//! - No payload, token or key is logged; addresses only at debug, but where the operator asks for those of security
+//!   events. Each event is one line, whatever clients put into it.
 //!
 //! # What one connection can make the relay hold
 //!

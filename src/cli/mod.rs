@@ -22,6 +22,7 @@ mod exit;
 mod files;
 mod http;
 mod keygen;
+mod log_escape;
 mod logging;
 pub mod out;
 mod pair;

@@ -91,7 +91,8 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) -> Option<(Gua
     let connection = match connection {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
-            tracing::debug!(%error, "handshake failed");
+            // The words may be the client's.
+            tracing::debug!(error = ?error.to_string(), "handshake failed");
             hub.metrics.handshakes_failed.inc();
             return None;
         }

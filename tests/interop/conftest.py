@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import os
+import re
 import subprocess
 import threading
 import time
@@ -14,6 +15,23 @@ from client import Relay
 from wire import Grant
 
 DEFAULT_BIN = Path(__file__).resolve().parents[2] / "target" / "debug" / "zrc-relay"
+
+
+# What a relay says to whoever started it, and how each line of its log begins.
+ANNOUNCED = ("zrc-relay ", "relay on ", "ops on ", "clients: ", "leaving: ")
+LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z +(ERROR|WARN|INFO|DEBUG|TRACE) ")
+
+
+def check_log(lines):
+    """One event, one line, whatever clients send; and addresses at debug alone."""
+    for line in lines:
+        line = line.removesuffix("\n")
+        assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202e]", line), f"not escaped: {line!r}"
+        if line.startswith(ANNOUNCED):
+            continue
+        begin = LINE.match(line)
+        assert begin, f"no line of the log: {line!r}"
+        assert begin[1] in ("DEBUG", "TRACE") or "127.0.0.1" not in line, f"an address: {line!r}"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -69,9 +87,9 @@ class Process:
                 self.listening.set()
         self.listening.set()
 
-    async def says(self, text):
-        """Waits until it has said this."""
-        while not any(text in line for line in self.said):
+    async def says(self, text, times=1):
+        """Waits until it has said this so many times."""
+        while sum(text in line for line in self.said) < times:
             await asyncio.sleep(0.01)
 
     def rss_bytes(self):
@@ -99,13 +117,15 @@ class Process:
 @pytest.fixture(scope="session")
 def process(tmp_path_factory):
     """`serve --dev`; must stop cleanly and must not have panicked."""
-    process = Process(tmp_path_factory.mktemp("relay"), "--dev")
+    process = Process(tmp_path_factory.mktemp("relay"), "--dev", "--log", "info,zrc_relay=debug,security=debug")
     yield process
     assert process.child.poll() is None, "the relay ended by itself:\n" + "".join(process.said)
     code = process.stop()
     said = "".join(process.said)
     assert code == 0, f"exit code {code}:\n{said}"
     assert "panic" not in said, said
+    assert "DEBUG" in said
+    check_log(process.said)
 
 
 @pytest.fixture

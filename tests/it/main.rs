@@ -16,6 +16,7 @@ mod cli_bench;
 mod cli_clients;
 mod cli_serve;
 mod client;
+mod leaks;
 mod log_hygiene;
 mod meter;
 mod restart;
