@@ -15,7 +15,7 @@ use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt as _, regis
 use zrc_relay::{
     client::{Relay, Ticket},
     clock::Clock,
-    guard::{EventSettings, GuardSettings, SecurityEvents},
+    guard::{EventSettings, GuardSettings, SecurityEvents, TARGET},
     metrics::Metrics,
     relay::{Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, RelayConfig, RelayServer, TlsIdentity},
     table::{Rules, Tier},
@@ -30,7 +30,8 @@ struct Log(Arc<Mutex<Vec<(Level, String)>>>);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if event.metadata().target().starts_with("zrc_relay") {
+        let target = event.metadata().target();
+        if target.starts_with("zrc_relay") || target == TARGET {
             let mut line = Line(String::new());
             event.record(&mut line);
             self.0.lock().unwrap().push((*event.metadata().level(), line.0));
