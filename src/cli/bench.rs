@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     Exit, Failure, OrFail as _, out,
-    pair::{Ask, Pair, PairKeys, percentile, wait_for_mtu},
+    pair::{Ask, Granter, IssuerArgs, Pair, PairKeys, percentile, wait_for_mtu},
     proc_stat::Process,
     relay_arg::{RELAY_HELP, RelayArgs},
     signals::Signals,
@@ -102,6 +102,8 @@ pub struct Bench {
     /// The quota that the tokens ask for [default: the most that a token can]
     #[arg(long, value_name = "BYTES", default_value_t = u64::MAX, hide_default_value = true)]
     quota: u64,
+    #[command(flatten)]
+    issuer: IssuerArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -220,12 +222,13 @@ impl Bench {
             bandwidth_bytes_per_sec: self.bandwidth,
             quota_bytes: self.quota,
         };
+        let granter = self.issuer.granter()?;
         let mut connecting = JoinSet::new();
         let mut failed = None;
         let mut waiting = self.pairs;
         loop {
             while failed.is_none() && waiting > 0 && connecting.len() < CONNECTING {
-                connecting.spawn(connect_one(relay.clone(), ask));
+                connecting.spawn(connect_one(relay.clone(), ask, granter.clone()));
                 waiting -= 1;
             }
             tokio::select! {
@@ -456,10 +459,11 @@ impl Cost {
     }
 }
 
-async fn connect_one(relay: Relay, ask: Ask) -> Result<Pair, Failure> {
+async fn connect_one(relay: Relay, ask: Ask, granter: Option<Granter>) -> Result<Pair, Failure> {
     let keys = PairKeys::random()?;
-    let token = keys.fields(relay.descriptor().relay_id, &ask)?.sign(&keys.device);
-    Pair::connect(&relay, keys.ticket(&token, Role::Device)?, keys.ticket(&token, Role::Peer)?).await
+    let token = keys.mint(relay.descriptor().relay_id, &ask, granter.as_ref())?;
+    let device = keys.ticket(token.clone(), Role::Device)?;
+    Pair::connect(&relay, device, keys.ticket(token, Role::Peer)?).await
 }
 
 /// Waits until datagrams of this size go and come raw on all pairs: sends some for trial until each side has had one.

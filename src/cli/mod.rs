@@ -30,6 +30,7 @@ mod probe;
 mod proc_stat;
 mod quickstart;
 mod relay_arg;
+mod reload;
 mod running;
 mod serve;
 mod signals;

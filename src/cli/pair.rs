@@ -1,16 +1,16 @@
 //! What `probe`, `quickstart` and `bench` have in common: tokens minted on the spot, both sides of an allocation,
 //! and what is said when a relay does not want them.
 
-use std::time::Duration;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use ed25519_dalek::SigningKey;
 use tokio::time::{sleep, timeout};
 
-use super::{Exit, Failure, OrFail as _};
+use super::{Exit, Failure, OrFail as _, files};
 use crate::{
     client::{ConnectError, Relay, Session, Ticket},
     clock::Clock,
-    wire::{AllocationId, DeviceId, PeerId, RelayId, Role, SignedToken, TokenFields},
+    wire::{AllocationId, AnyToken, DeviceId, IssuerFields, KeyId, PeerId, RelayId, Role, TokenFields},
 };
 
 /// What a token asks for. 0 is the tier's default.
@@ -19,6 +19,60 @@ pub(super) struct Ask {
     pub(super) ttl: Duration,
     pub(super) bandwidth_bytes_per_sec: u32,
     pub(super) quota_bytes: u64,
+}
+
+/// `--issuer-key`: have an issuer's key grant the tokens instead of the device's.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct IssuerArgs {
+    /// Sign as the issuer with this private key (JWT): for relays with a [[relay.issuer]]
+    #[arg(long, value_name = "FILE", requires = "kid")]
+    issuer_key: Option<PathBuf>,
+    /// What the relay calls the issuer's key
+    #[arg(long, value_name = "KID", requires = "issuer_key")]
+    kid: Option<KeyId>,
+    /// The tier to name, one that the issuer may grant [default: the issuer's own]
+    #[arg(long, value_name = "NAME", requires = "issuer_key")]
+    tier: Option<String>,
+}
+
+/// Who grants, where it is not the device.
+#[derive(Clone)]
+pub(super) struct Granter {
+    key: SigningKey,
+    kid: KeyId,
+    tier: Option<Arc<str>>,
+}
+
+impl IssuerArgs {
+    /// The issuer, if one is to grant.
+    pub(super) fn granter(&self) -> Result<Option<Granter>, Failure> {
+        let (Some(path), Some(kid)) = (&self.issuer_key, &self.kid) else { return Ok(None) };
+        let key = files::read_signing_key(path)?;
+        Ok(Some(Granter { key, kid: kid.clone(), tier: self.tier.as_deref().map(Into::into) }))
+    }
+}
+
+impl Granter {
+    /// Signs what a device would ask for; 0 asks for nothing, as there.
+    pub(super) fn sign(
+        &self,
+        fields: &TokenFields,
+        bandwidth_bytes_per_sec: u64,
+    ) -> Result<AnyToken, Failure> {
+        let fields = IssuerFields {
+            relay_id: fields.relay_id,
+            allocation_id: fields.allocation_id,
+            device_id: fields.device_id,
+            peer_id: fields.peer_id,
+            expires_at_unix: fields.expires_at_unix,
+            not_before_unix: None,
+            bandwidth_bytes_per_sec: Some(bandwidth_bytes_per_sec).filter(|rate| *rate != 0),
+            quota_bytes: Some(fields.quota_bytes).filter(|quota| *quota != 0),
+            tier: self.tier.clone(),
+        };
+        let token = fields.sign(&self.key, &self.kid).or_fail(Exit::Usage, "--tier is no name of a tier")?;
+        Ok(token.into())
+    }
 }
 
 /// The keys of both sides.
@@ -54,13 +108,26 @@ impl PairKeys {
         })
     }
 
-    pub(super) fn ticket(&self, token: &SignedToken, role: Role) -> Result<Ticket, Failure> {
+    /// A token for a new allocation, granted by the issuer where there is one.
+    pub(super) fn mint(
+        &self,
+        relay_id: RelayId,
+        ask: &Ask,
+        granter: Option<&Granter>,
+    ) -> Result<AnyToken, Failure> {
+        let fields = self.fields(relay_id, ask)?;
+        match granter {
+            Some(granter) => granter.sign(&fields, u64::from(fields.bandwidth_bytes_per_sec)),
+            None => Ok(fields.sign(&self.device).into()),
+        }
+    }
+
+    pub(super) fn ticket(&self, token: impl Into<AnyToken>, role: Role) -> Result<Ticket, Failure> {
         let key = match role {
             Role::Device => &self.device,
             Role::Peer => &self.peer,
         };
-        Ticket::new(token.clone(), role, key.clone())
-            .or_fail(Exit::Software, "a ticket of our own is refused")
+        Ticket::new(token, role, key.clone()).or_fail(Exit::Software, "a ticket of our own is refused")
     }
 }
 

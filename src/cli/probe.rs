@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Exit, Failure, files, keygen, out,
-    pair::{Ask, PairKeys, Step, reason_of, step_of},
+    pair::{Ask, IssuerArgs, PairKeys, Step, reason_of, step_of},
     relay_arg::{RELAY_HELP, RelayArgs},
 };
 use crate::{
@@ -41,6 +41,8 @@ pub struct Probe {
     /// What the relay calls that device, when it has pinned the key under another id
     #[arg(long, value_name = "HEX", requires = "device_key")]
     device_id: Option<DeviceId>,
+    #[command(flatten)]
+    issuer: IssuerArgs,
     /// How long each step may take
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     timeout: Duration,
@@ -67,7 +69,8 @@ Exit 0: all held; 1: the relay refused, or a step failed; 69: no answer.
 Examples:
   zrc-relay probe --relay /var/lib/zrc-relay/relay.json
   zrc-relay probe --relay http://127.0.0.1:9433 --json
-  zrc-relay probe --relay relay.json --device-key device.pem"
+  zrc-relay probe --relay relay.json --device-key device.pem
+  zrc-relay probe --relay relay.json --issuer-key issuer.pem --kid backend-2026"
     )
 }
 
@@ -196,13 +199,13 @@ impl Probe {
         let mut keys = PairKeys::new(device, keygen::random_key()?);
         keys.device_id = self.device_id.unwrap_or(keys.device_id);
         let ask = Ask { ttl: TOKEN_TTL, bandwidth_bytes_per_sec: 0, quota_bytes: 0 };
-        let token = keys.fields(descriptor.relay_id, &ask)?.sign(&keys.device);
+        let token = keys.mint(descriptor.relay_id, &ask, self.issuer.granter()?.as_ref())?;
         let options = Options { connect_timeout: self.timeout, reconnect: false, ..Options::default() };
         let relay = Relay::new(descriptor).with_options(options);
 
         super::warm_up_tls();
         let started = Instant::now();
-        let device = match relay.connect(keys.ticket(&token, Role::Device)?).await {
+        let device = match relay.connect(keys.ticket(token.clone(), Role::Device)?).await {
             Ok(session) => session,
             Err(error) => return self.refused(steps, started.elapsed(), &error),
         };
@@ -213,7 +216,7 @@ impl Probe {
 
         let mut peer = None;
         let meet = async {
-            let joined = relay.connect(keys.ticket(&token, Role::Peer).map_err(internal)?).await;
+            let joined = relay.connect(keys.ticket(token.clone(), Role::Peer).map_err(internal)?).await;
             let session = peer.insert(joined.map_err(|error| broken(&error))?);
             session.peer_arrived().await?;
             device.peer_arrived().await?;

@@ -170,13 +170,13 @@ impl Quickstart {
         let relay = Relay::new(running.descriptor.clone());
         let ask = Ask { ttl: Duration::from_secs(3600), bandwidth_bytes_per_sec: 0, quota_bytes: 0 };
         let token = keys.pair.fields(running.descriptor.relay_id, &ask)?.sign(&keys.pair.device);
-        let device_ticket = keys.pair.ticket(&token, Role::Device)?;
+        let device_ticket = keys.pair.ticket(token.clone(), Role::Device)?;
 
         // The device lives on a runtime of its own, which can be killed with everything on it.
         let device = Doomed::connect(&relay, device_ticket.clone()).await?;
         let times = device.session.stats().connect;
         report.handshake_ms = Some(millis(times.handshake));
-        let peer = connect(&relay, keys.pair.ticket(&token, Role::Peer)?).await?;
+        let peer = connect(&relay, keys.pair.ticket(token.clone(), Role::Peer)?).await?;
         in_time("the two sides meet", async {
             peer.peer_arrived().await.or_fail(Exit::Refused, "the device is not there")?;
             device.session.peer_arrived().await.or_fail(Exit::Refused, "the peer is not there")

@@ -138,6 +138,11 @@ impl Running {
         Ok(Self { relay, ops, readiness, _webhook: webhook, descriptor, descriptor_path })
     }
 
+    /// Puts in force what can change while it runs: who may have what.
+    pub(super) fn apply(&self, wanted: &config::Relay) {
+        self.relay.set_admission(admission(wanted));
+    }
+
     /// Tells people where everything is.
     pub(super) fn announce(&self) {
         let Descriptor { relay_id, spki, .. } = &self.descriptor;
@@ -175,7 +180,7 @@ impl Running {
 }
 
 /// Who may have what, as the relay wants it told.
-pub(super) fn admission(wanted: &config::Relay) -> Admission {
+fn admission(wanted: &config::Relay) -> Admission {
     let mut admission = Admission {
         self_certified: wanted.self_certified,
         max_token_lifetime: wanted.max_token_lifetime,

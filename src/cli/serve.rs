@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{Exit, Failure, out, running::Running, signals::Signals, state};
+use super::{Exit, Failure, out, reload::Reload, running::Running, signals::Signals, state};
 use crate::config::Config;
 
 /// From the signal to the end. Clients acknowledge within a second where they can; the rest is for those that
@@ -22,6 +22,10 @@ All faults of a configuration are reported at once, exit code 78.
 
 --dev listens on free ports of 127.0.0.1, serves every device that proves its own key,
 without limits, and keeps its state in ~/.local/state/zrc-relay/dev.
+
+SIGHUP, or a change of the configuration, of its device_file or of an issuer's key: tiers,
+devices and issuers are read again, and apply to what runs. A file with a fault changes
+nothing, and the log says so. Other keys are read at the start.
 
 SIGTERM and SIGINT: not ready first, then every client is told DRAINING, then the end,
 within 10 seconds. A second signal ends at once.
@@ -44,26 +48,28 @@ pub struct Serve {
 
 impl Serve {
     pub(super) async fn run(self) -> Result<Exit, Failure> {
-        let config = match self.config {
+        let mut config = match &self.config {
             Some(path) => {
-                let mut config = Config::load(&path)
-                    .map_err(|error| Failure { exit: Exit::Config, error: error.into() })?;
-                if let Some(folder) = self.state_dir {
-                    config.state_dir = folder;
-                }
-                config
+                Config::load(path).map_err(|error| Failure { exit: Exit::Config, error: error.into() })?
             }
-            None => Config::development(match self.state_dir {
-                Some(folder) => folder,
+            None => Config::development(match &self.state_dir {
+                Some(folder) => folder.clone(),
                 None => state::user_folder("dev")?,
             }),
         };
+        let mut reload = Reload::new(self.config.as_deref(), &mut config)?;
+        if let Some(folder) = self.state_dir {
+            config.state_dir = folder;
+        }
         let mut signals = Signals::new()?;
         let running = Running::start(config).await?;
         running.announce();
-        let lost = tokio::select! {
-            _ = signals.next() => false,
-            () = running.lost() => true,
+        let lost = loop {
+            tokio::select! {
+                _ = signals.next() => break false,
+                () = running.lost() => break true,
+                relay = reload.next() => running.apply(&relay),
+            }
         };
         running.begin_leaving();
         out::say(format_args!(

@@ -329,6 +329,11 @@ impl IssuerToken {
         &self.kid
     }
 
+    /// The signature.
+    pub fn signature(&self) -> &[u8; 64] {
+        &self.signature
+    }
+
     /// The hash that proofs and caches are bound to.
     pub fn hash(&self) -> TokenHash {
         TokenHash::of(self.text.as_bytes())

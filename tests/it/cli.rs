@@ -200,6 +200,61 @@ fn a_token_may_begin_with_a_dash() {
 }
 
 #[test]
+fn an_issuers_token_is_minted_inspected_and_verified() {
+    let keys = Keys::new();
+    let (issuer, device) = (keys.path("device.pem"), keys.peer.clone());
+    let mint = |extra: &[&str]| {
+        let args = ["token", "mint", "--issuer-key", &issuer, "--kid", "k-1", "--peer-id", &keys.peer];
+        run(&[&args[..], &RELAY[..], extra].concat())
+    };
+    let minted =
+        mint(&["--device-id", &device, "--tier", "gold", "--bandwidth", "5000000000", "--quota", "7"]);
+    assert_eq!(minted.exit, 0, "{minted:?}");
+    let token = minted.stdout.trim_end();
+    assert_eq!(token.matches('.').count(), 2, "{token}");
+    let inspected = run(&["token", "inspect", "--json", token]);
+    let shown: serde_json::Value = serde_json::from_str(&inspected.stdout).unwrap();
+    assert_eq!(shown["kid"], "k-1");
+    assert_eq!(shown["tier"], "gold");
+    assert_eq!(shown["device_id"], device.as_str());
+    assert_eq!(shown["bandwidth_limit"], 5_000_000_000_u64);
+    assert_eq!(shown["quota_bytes"], 7);
+    let readable = run(&["token", "inspect", token]);
+    assert!(readable.stdout.contains("tier             gold"), "{readable:?}");
+
+    let allocation = shown["allocation_id"].as_str().unwrap();
+    let verify = |extra: &[&str]| {
+        let args = ["token", "verify", token, "--relay-id", RELAY_ID, "--allocation-id", allocation];
+        run(&[&args[..], extra].concat())
+    };
+    let valid = verify(&["--issuer-key-hex", &keys.device]);
+    assert_eq!((valid.exit, valid.stdout.trim_end()), (0, "valid"), "{valid:?}");
+    let weak = "00".repeat(32);
+    for (args, reason) in [
+        (&["--issuer-key-hex", keys.peer.as_str()][..], "signature"),
+        (&["--device-key-hex", &keys.device], "unknown_issuer"),
+        (&["--issuer-key-hex", "00"], "unknown_issuer"),
+        (&["--issuer-key-hex", &keys.device, "--now", "99999999999"], "expired"),
+        (&["--issuer-key-hex", &keys.device, "--max-lifetime", "5"], "lifetime_too_long"),
+        (&["--issuer-key-hex", &keys.device, "--device-key-hex", &weak], "device_key"),
+    ] {
+        let refused = verify(args);
+        assert_eq!((refused.exit, refused.stdout.trim_end()), (1, reason), "{args:?} {refused:?}");
+    }
+    assert_eq!(verify(&[]).exit, 2);
+    let broken = run(&["token", "inspect", &token.replace('.', ",")]);
+    assert_eq!((broken.exit, broken.stdout.trim_end()), (1, "text"), "{broken:?}");
+    // What cannot be meant.
+    assert_eq!(mint(&[]).exit, 2, "--device-id is missing");
+    assert_eq!(mint(&["--device-id", &device, "--device-key", &issuer]).exit, 2);
+    assert_eq!(mint(&["--device-id", &device, "--tier", &"t".repeat(3000)]).exit, 2);
+    let keyless = ["token", "mint", "--issuer-key", &issuer, "--peer-id", &keys.peer, "--device-id", &device];
+    assert_eq!(run(&[&keyless[..], &RELAY[..]].concat()).exit, 2, "--kid is missing");
+    assert_eq!(keys.mint(&["--bandwidth", "4294967296"]).exit, 2, "more than a device's token can say");
+    assert_eq!(keys.mint(&["--tier", "gold"]).exit, 2, "a device names no tier");
+}
+
+#[test]
 fn minting_says_what_it_lacks() {
     let keys = Keys::new();
     let key = keys.path("device.pem");

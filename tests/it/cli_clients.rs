@@ -123,6 +123,44 @@ fn a_relay_that_pins_serves_who_is_pinned() {
     }
 }
 
+/// A relay that knows an issuer: whatever the issuer grants is served, in the tier that it names.
+#[test]
+fn r1_2_a_relay_with_an_issuer_serves_whom_it_vouches_for() {
+    let keys = Keys::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relay.toml");
+    // The key of the issuer is any that keygen makes.
+    let text = format!(
+        "state_dir = \"state\"\n[relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\n\
+         [[relay.issuer]]\nkid = \"backend-2026\"\nkey = {:?}\ntiers = [\"free\"]\n[ops]\nlisten_port = 0\n",
+        keys.device
+    );
+    fs::write(&path, text).unwrap();
+    let relay = Relay::start(&["serve", "--config", path.to_str().unwrap()], folder);
+    let issuer = keys.path("device.pem");
+    let granted = ["--issuer-key", &issuer, "--kid", "backend-2026"];
+    let probe = |args: &[&str]| run(&[&["probe", "--relay", &relay.descriptor()], args].concat());
+    let own = probe(&granted);
+    assert_eq!(own.exit, 0, "{own:?}");
+    assert!(own.stdout.contains("rate limit 1250000 bytes/s, quota 1000000000 bytes"), "{own:?}");
+    let free = probe(&[&granted[..], &["--tier", "free"]].concat());
+    assert!(free.stdout.contains("rate limit 125000 bytes/s, quota 100000000 bytes"), "{free:?}");
+    let descriptor = relay.descriptor();
+    let bench = ["bench", "--relay", &descriptor, "--rate", "100", "--secs", "1"];
+    let bench = run(&[&bench[..], &granted].concat());
+    assert_eq!(bench.exit, 0, "{bench:?}");
+    for args in [
+        &[][..],
+        &[&granted[..], &["--tier", "paid"]].concat(),
+        &["--issuer-key", &issuer, "--kid", "backend-2027"],
+        &["--issuer-key", &keys.path("peer.pem"), "--kid", "backend-2026"],
+    ] {
+        let refused = probe(args);
+        assert_eq!(refused.exit, 1, "{args:?}: {refused:?}");
+        assert!(refused.stdout.contains("TOKEN_INVALID"), "{refused:?}");
+    }
+}
+
 #[test]
 fn quickstart_holds() {
     let folder = tempfile::tempdir().unwrap();

@@ -19,5 +19,6 @@ mod client;
 mod leaks;
 mod log_hygiene;
 mod meter;
+mod reload;
 mod restart;
 mod webhook;

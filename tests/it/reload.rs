@@ -1,0 +1,215 @@
+//! Who may have what, changed while `serve` runs: device file, tiers and issuers, by a change of a file and by SIGHUP.
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use ed25519_dalek::SigningKey;
+use tokio::time::timeout;
+use zrc_relay::{
+    client::{End, Relay as Target, Session, Ticket},
+    clock::Clock,
+    wire::{
+        AllocationId, AnyToken, CloseCode, DeviceId, IssuerFields, PeerId, PublicKey, RelayId, Role,
+        TokenFields,
+    },
+};
+
+use crate::cli_serve::Relay;
+
+/// Longer than anything takes on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn key(seed: u8) -> SigningKey {
+    SigningKey::from_bytes(&[seed; 32])
+}
+
+fn hex(key: &SigningKey) -> String {
+    DeviceId(*PublicKey::from(key).as_bytes()).to_string()
+}
+
+/// A relay for two devices in a file of their own, and for one issuer.
+struct Served {
+    relay: Relay,
+    target: Target,
+    relay_id: RelayId,
+}
+
+/// The devices of the file: `1` and `2`.
+fn devices(first: &str, second: &str) -> String {
+    let device = |seed, more: &str| {
+        let id = hex(&key(seed));
+        format!("[[device]]\nid = \"{id}\"\nkey = \"{id}\"\n{more}\n")
+    };
+    device(1, first) + &device(2, second)
+}
+
+fn config(gold_quota: u64) -> String {
+    format!(
+        "state_dir = \"state\"\n[relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\n\
+         device_file = \"devices.toml\"\n[[relay.tier]]\nname = \"gold\"\nquota = {gold_quota}\n\
+         [[relay.issuer]]\nkid = \"k\"\nkey = \"{}\"\ntier = \"gold\"\n[ops]\nlisten_port = 0\n",
+        hex(&key(5))
+    )
+}
+
+impl Served {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("devices.toml"), devices("", "tier = \"gold\"")).unwrap();
+        let path = folder.path().join("relay.toml");
+        fs::write(&path, config(3_000_000)).unwrap();
+        let relay = Relay::start(&["serve", "--config", path.to_str().unwrap()], folder);
+        let target = Target::from_json(fs::read(relay.descriptor()).unwrap()).unwrap();
+        let relay_id = target.descriptor().relay_id;
+        Self { relay, target, relay_id }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.relay.folder.path().join(name)
+    }
+
+    /// Puts another file in its place, as a careful operator does.
+    fn replace(&self, name: &str, text: &str) {
+        let beside = self.file("new");
+        fs::write(&beside, text).unwrap();
+        fs::rename(beside, self.file(name)).unwrap();
+    }
+
+    fn token(&self, seed: u8) -> AnyToken {
+        let fields = TokenFields {
+            relay_id: self.relay_id,
+            allocation_id: AllocationId::random().unwrap(),
+            device_id: DeviceId(*PublicKey::from(&key(seed)).as_bytes()),
+            peer_id: PeerId(*PublicKey::from(&key(9)).as_bytes()),
+            expires_at_unix: Clock::start().unix_secs() + 3600,
+            bandwidth_bytes_per_sec: 0,
+            quota_bytes: 0,
+        };
+        fields.sign(&key(seed)).into()
+    }
+
+    /// Granted by the issuer to a device that nobody has pinned.
+    fn issued(&self, seed: u8) -> AnyToken {
+        let fields = IssuerFields {
+            relay_id: self.relay_id,
+            allocation_id: AllocationId::random().unwrap(),
+            device_id: DeviceId(*PublicKey::from(&key(seed)).as_bytes()),
+            peer_id: PeerId(*PublicKey::from(&key(9)).as_bytes()),
+            expires_at_unix: Clock::start().unix_secs() + 3600,
+            not_before_unix: None,
+            bandwidth_bytes_per_sec: None,
+            quota_bytes: None,
+            tier: None,
+        };
+        fields.sign(&key(5), &"k".parse().unwrap()).unwrap().into()
+    }
+
+    async fn connect(&self, token: AnyToken, seed: u8) -> Result<Session, Option<CloseCode>> {
+        let ticket = Ticket::new(token, Role::Device, key(seed)).unwrap();
+        self.target.connect(ticket).await.map_err(|error| error.code())
+    }
+
+    /// Waits until the relay has said that it has read its files, or why not.
+    async fn said(&mut self, wanted: &'static str) -> String {
+        tokio::task::block_in_place(|| self.relay.process.line_with(wanted))
+    }
+}
+
+async fn ended(session: &Session) -> (Option<CloseCode>, String) {
+    let end = timeout(PATIENCE, session.closed()).await.expect("it goes on");
+    let End::Relay(refusal) = end else { panic!("{end}") };
+    (Some(refusal.code), refusal.message.clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r8_revoking_a_device_in_its_file_ends_its_allocations_within_a_second() {
+    let mut served = Served::start().await;
+    let revoked = served.connect(served.token(1), 1).await.unwrap();
+    let neighbour = served.connect(served.token(2), 2).await.unwrap();
+    let issued = served.connect(served.issued(3), 3).await.unwrap();
+    assert_eq!(neighbour.grant().quota_bytes, Some(3_000_000));
+    assert_eq!(issued.grant().quota_bytes, Some(3_000_000));
+
+    // A file with a fault changes nothing, and the log says where.
+    served.replace("devices.toml", &devices("revoked = true", "tier = \"platinum\""));
+    let fault = served.said("fault in the configuration").await;
+    assert!(fault.contains("devices.toml: device[1].tier"), "{fault}");
+    served.connect(served.token(1), 1).await.unwrap();
+
+    #[allow(clippy::disallowed_methods, reason = "how long it takes by the clock of the operator")]
+    let replaced = Instant::now();
+    served.replace("devices.toml", &devices("revoked = true", "tier = \"gold\""));
+    assert_eq!(ended(&revoked).await, (Some(CloseCode::Killed), "device revoked".to_owned()));
+    let took = replaced.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    served.said("configuration read again").await;
+    assert_eq!(served.connect(served.token(1), 1).await.err(), Some(Some(CloseCode::TokenInvalid)));
+    // Not even an issuer lets it in.
+    assert_eq!(served.connect(served.issued(1), 1).await.err(), Some(Some(CloseCode::TokenInvalid)));
+    for session in [&neighbour, &issued] {
+        assert!(session.is_connected(), "undisturbed");
+    }
+    // Written in place, the device is back: with a new allocation.
+    fs::write(served.file("devices.toml"), devices("", "tier = \"gold\"")).unwrap();
+    served.said("configuration read again").await;
+    served.connect(served.token(1), 1).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r8_a_changed_tier_is_felt_at_once() {
+    let mut served = Served::start().await;
+    let device = served.connect(served.token(2), 2).await.unwrap();
+    let issued = served.connect(served.issued(3), 3).await.unwrap();
+    let mut events = [device.events(), issued.events()];
+    served.replace("relay.toml", &config(77));
+    for events in &mut events {
+        while !matches!(
+            timeout(PATIENCE, events.recv()).await.expect("nothing was told"),
+            Some(zrc_relay::client::Event::Refreshed { .. })
+        ) {}
+    }
+    for session in [&device, &issued] {
+        assert_eq!(session.grant().quota_bytes, Some(77));
+    }
+    served.said("configuration read again").await;
+    // The issuer's key is another one: what it has granted ends, what devices have does not.
+    let other = config(77).replace(&hex(&key(5)), &hex(&key(6)));
+    served.replace("relay.toml", &other.replace("listen_port = 0\ndevice", "listen_port = 1\ndevice"));
+    assert_eq!(ended(&issued).await.0, Some(CloseCode::Killed));
+    // The port is another one too, which is not for a relay that runs.
+    served.said("other keys have changed too").await;
+    assert!(device.is_connected());
+    served.connect(served.token(2), 2).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r8_sighup_reads_again_what_nobody_noticed() {
+    let mut served = Served::start().await;
+    let device = served.connect(served.token(1), 1).await.unwrap();
+    // Unchanged, it is read all the same, and nobody is disturbed.
+    served.relay.process.signal("HUP");
+    served.said("configuration read again").await;
+    assert!(device.is_connected());
+    fs::remove_file(served.file("devices.toml")).unwrap();
+    served.relay.process.signal("HUP");
+    served.said("what is in force stays").await;
+    assert!(device.is_connected());
+    served.replace("devices.toml", &devices("", ""));
+    served.relay.process.signal("HUP");
+    served.said("configuration read again").await;
+    assert!(device.is_connected());
+    served.relay.process.signal("TERM");
+    assert!(tokio::task::block_in_place(|| served.relay.process.end()).success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_does_not_end_a_relay_without_a_configuration() {
+    let mut relay = Relay::dev();
+    relay.process.signal("HUP");
+    tokio::task::block_in_place(|| relay.process.line_with("there is no configuration file"));
+    relay.process.signal("TERM");
+    assert!(tokio::task::block_in_place(|| relay.process.end()).success());
+}
