@@ -63,8 +63,8 @@ impl Reload {
         Ok(Self { hangup, source })
     }
 
-    /// The next good configuration of the relay that is not the one in force. When dropped, a change may be missed.
-    pub(super) async fn next(&mut self) -> config::Relay {
+    /// The next good configuration, to be put in force. When dropped, a change may be missed.
+    pub(super) async fn next(&mut self) -> Config {
         loop {
             let Some(source) = &mut self.source else {
                 self.hangup.recv().await;
@@ -75,8 +75,8 @@ impl Reload {
                 _ = self.hangup.recv() => true,
                 () = source.watched.changed() => false,
             };
-            if let Some(relay) = source.read(asked).await {
-                return relay;
+            if let Some(config) = source.read(asked).await {
+                return config;
             }
         }
     }
@@ -84,7 +84,7 @@ impl Reload {
 
 impl Source {
     /// Reads the files, if they have changed or somebody has asked for it.
-    async fn read(&mut self, asked: bool) -> Option<config::Relay> {
+    async fn read(&mut self, asked: bool) -> Option<Config> {
         let (path, key_files) = (self.config.clone(), self.key_files.clone());
         let before = self.seen;
         let read = spawn_blocking(move || {
@@ -108,12 +108,13 @@ impl Source {
                     devices = relay.devices.len() - revoked,
                     revoked,
                     issuers = relay.issuers.len(),
+                    blocked_networks = config.guard.block.len(),
                     "configuration read again"
                 );
                 if fixed(&mut config) != self.fixed {
                     tracing::warn!("other keys have changed too: they are read at the next start");
                 }
-                Some(config.relay)
+                Some(config)
             }
             Err(error) => {
                 tracing::error!("the configuration cannot be read again; what is in force stays");
@@ -150,14 +151,17 @@ fn fingerprint(config: &Path, key_files: &[PathBuf]) -> [u8; 32] {
 
 /// What a reload does not touch, as a text to compare.
 fn fixed(config: &mut Config) -> String {
-    let relay = &mut config.relay;
+    let Config { relay, guard, .. } = config;
     let tiers = mem::take(&mut relay.tiers);
     let devices = mem::take(&mut relay.devices);
     let issuers = mem::take(&mut relay.issuers);
     let key_files = mem::take(&mut relay.key_files);
     let self_certified = mem::take(&mut relay.self_certified);
     let max_token_lifetime = mem::take(&mut relay.max_token_lifetime);
+    let max_sources = guard.max_sources;
+    let guard = mem::replace(guard, config::Guard { max_sources, ..config::Guard::default() });
     let text = format!("{config:?}");
+    config.guard = guard;
     let relay = &mut config.relay;
     relay.tiers = tiers;
     relay.devices = devices;
@@ -262,13 +266,15 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_changes_only_who_may_have_what() {
+    fn a_reload_changes_who_may_come_and_have_what() {
         let mut config = Config::development("/tmp".into());
         let before = fixed(&mut config);
         config.relay.tiers.clear();
         config.relay.self_certified = None;
         config.relay.max_token_lifetime = Duration::from_secs(1);
+        config.guard.block.push("192.0.2.0/24".parse().unwrap());
         assert_eq!(fixed(&mut config), before);
+        assert_eq!(config.guard.block.len(), 1, "nothing is lost");
         assert_eq!(config.relay.max_token_lifetime, Duration::from_secs(1), "nothing is lost");
         config.relay.raw_channel = false;
         assert_ne!(fixed(&mut config), before);

@@ -138,9 +138,10 @@ impl Running {
         Ok(Self { relay, ops, readiness, _webhook: webhook, descriptor, descriptor_path })
     }
 
-    /// Puts in force what can change while it runs: who may have what.
-    pub(super) fn apply(&self, wanted: &config::Relay) {
-        self.relay.set_admission(admission(wanted));
+    /// Puts in force what can change while it runs: who may come, and who may have what.
+    pub(super) fn apply(&self, config: Config) {
+        self.relay.set_admission(admission(&config.relay));
+        self.relay.guard().configure(&guard_settings(config.guard));
     }
 
     /// Tells people where everything is.
@@ -187,6 +188,9 @@ fn admission(wanted: &config::Relay) -> Admission {
         ..Admission::default()
     };
     for device in &wanted.devices {
+        if let Some(name) = &device.name {
+            admission.names.insert(device.id, name.as_str().into());
+        }
         match device.standing {
             Standing::Pinned { key, tier } => {
                 admission.pinned.insert(device.id, Pinned { key, tier });
@@ -204,7 +208,7 @@ fn admission(wanted: &config::Relay) -> Admission {
 }
 
 /// Who may come and how often, as the relay wants it told.
-pub(super) fn guard_settings(wanted: config::Guard) -> GuardSettings {
+fn guard_settings(wanted: config::Guard) -> GuardSettings {
     GuardSettings {
         connections: PerMinute::new(wanted.connections_per_minute),
         allocation_requests: PerMinute::new(wanted.allocation_requests_per_minute),

@@ -24,8 +24,8 @@ All faults of a configuration are reported at once, exit code 78.
 without limits, and keeps its state in ~/.local/state/zrc-relay/dev.
 
 SIGHUP, or a change of the configuration, of its device_file or of an issuer's key: tiers,
-devices and issuers are read again, and apply to what runs. A file with a fault changes
-nothing, and the log says so. Other keys are read at the start.
+devices, issuers and [guard] are read again, and apply to what runs. A file with a fault
+changes nothing, and the log says so. Other keys are read at the start.
 
 SIGTERM and SIGINT: not ready first, then every client is told DRAINING, then the end,
 within 10 seconds. A second signal ends at once.
@@ -68,7 +68,7 @@ impl Serve {
             tokio::select! {
                 _ = signals.next() => break false,
                 () = running.lost() => break true,
-                relay = reload.next() => running.apply(&relay),
+                config = reload.next() => running.apply(config),
             }
         };
         running.begin_leaving();

@@ -24,6 +24,8 @@ pub struct Admission {
     pub pinned: HashMap<DeviceId, Pinned>,
     /// Devices that are refused, whoever vouches for them.
     pub revoked: HashSet<DeviceId>,
+    /// What the operator calls devices.
+    pub names: HashMap<DeviceId, Box<str>>,
     /// Who may sign JWTs, by `kid`.
     pub issuers: HashMap<Arc<str>, Issuer>,
     /// How far ahead a token's `expires_at` may lie, in every tier.
@@ -128,6 +130,16 @@ impl Admission {
         }
         let pinned = self.pinned.get(device_id).map(|pinned| pinned.tier);
         pinned.or(self.self_certified).ok_or(TokenError::UnknownDevice)
+    }
+
+    /// The devices that were welcome by themselves before, and are no more.
+    pub(super) fn shut_out_since(&self, before: &Self) -> Vec<DeviceId> {
+        let known: HashSet<&DeviceId> = before.pinned.keys().chain(&self.revoked).collect();
+        known
+            .into_iter()
+            .filter(|id| before.tier_of_device(id).is_ok() && self.tier_of_device(id).is_err())
+            .copied()
+            .collect()
     }
 
     /// What becomes of a live allocation now.

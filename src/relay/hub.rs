@@ -98,8 +98,13 @@ impl Hub {
 
     /// Judges what is live by other rules of who may have what, and from now on whoever comes.
     pub fn set_admission(&self, admission: Admission) {
-        let table = self.lock();
         let admission = Arc::new(admission);
+        let before = self.admission.load_full();
+        for device in admission.shut_out_since(&before) {
+            let name = admission.names.get(&device).or_else(|| before.names.get(&device)).cloned();
+            self.security.emit(SecurityEvent::DeviceRevoked { device, name }, Subject::NOBODY);
+        }
+        let table = self.lock();
         self.admission.store(admission.clone());
         self.change(table, |table, now, effects| {
             table.reconsider(now, |identity, basis| admission.judge(identity, basis), effects);

@@ -186,6 +186,15 @@ async fn r8_a_changed_tier_is_felt_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn r6_2_a_network_that_is_blocked_while_the_relay_runs_is_kept_out() {
+    let mut served = Served::start().await;
+    let device = served.connect(served.token(1), 1).await.unwrap();
+    served.replace("relay.toml", &(config(3_000_000) + "[guard]\nblock = [\"127.0.0.0/8\"]\n"));
+    served.said("configuration read again").await;
+    assert_eq!(ended(&device).await.0, Some(CloseCode::Blocked));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn r8_sighup_reads_again_what_nobody_noticed() {
     let mut served = Served::start().await;
     let device = served.connect(served.token(1), 1).await.unwrap();

@@ -331,6 +331,7 @@ async fn revoking_a_device_ends_its_allocations_and_no_others() {
         assert_eq!(side.closing().await, (CloseCode::Killed, "device revoked".to_owned()));
     }
     assert!(harness.clock.mono() - asked < AT_ONCE);
+    assert_eq!(harness.metric("zrc_relay_security_events_total{event=\"device_revoked\"}"), 1);
     neighbour.send_datagram("undisturbed");
     assert_eq!(other_side.datagram().await, "undisturbed");
     let refused = harness.connect().await.join(&pair, Role::Peer).await;
