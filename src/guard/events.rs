@@ -393,7 +393,7 @@ struct Stream {
     clock: Clock,
     metrics: Arc<Metrics>,
     settings: EventSettings,
-    lines: [LineLimit; SecurityKind::ALL.len()],
+    lines: [LineLimit; BUCKETS],
     ring: broadcast::Sender<Arc<Record>>,
     /// So that nothing is made for nobody: asking the ring takes a lock.
     subscribers: AtomicUsize,
@@ -417,10 +417,9 @@ impl SecurityEvents {
         let stream = &*self.0;
         let kind = event.kind();
         stream.metrics.security.event(kind);
-        // ALL is in the order of the variants.
         let passed = stream
             .lines
-            .get(kind as usize)
+            .get(bucket(&event))
             .and_then(|limit| limit.pass(stream.clock.mono().as_secs(), stream.settings.log_lines_per_sec));
         match passed {
             Some(suppressed) => log(&event, &subject, suppressed, stream.settings.log_addresses),
@@ -479,7 +478,19 @@ impl Drop for Subscription {
     }
 }
 
-/// So many lines of one kind in each second.
+/// One bucket of lines for each kind, and one for what is ordinary: allocations that are held to their rates, of which
+/// there can be many, must not hide attacks.
+const BUCKETS: usize = SecurityKind::ALL.len() + 1;
+
+fn bucket(event: &SecurityEvent) -> usize {
+    match event {
+        SecurityEvent::LimitHit { limit } if limit.is_ordinary() => SecurityKind::ALL.len(),
+        // ALL is in the order of the variants.
+        _ => event.kind() as usize,
+    }
+}
+
+/// So many lines in each second.
 #[derive(Debug, Default)]
 struct LineLimit {
     /// The second that is being counted, in the upper half, and its lines, in the lower.
@@ -636,6 +647,18 @@ mod tests {
         let text = metrics.encode().unwrap();
         assert!(text.contains("zrc_relay_security_log_suppressed_total{event=\"bad_token\"} 3\n"), "{text}");
         assert!(text.contains("zrc_relay_security_events_total{event=\"bad_token\"} 3\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_ordinary_does_not_hide_what_is_not() {
+        let mut buckets: Vec<_> = one_of_each().iter().map(bucket).collect();
+        for limit in [Limit::SourceConnections, Limit::SourceRequests, Limit::AuthTimeout] {
+            let event = SecurityEvent::LimitHit { limit };
+            assert_eq!(bucket(&event), SecurityKind::LimitHit as usize, "{limit:?}");
+        }
+        buckets.push(SecurityKind::LimitHit as usize);
+        buckets.sort_unstable();
+        assert_eq!(buckets, (0..BUCKETS).collect::<Vec<_>>(), "the quota's is not that of other limits");
     }
 
     #[test]

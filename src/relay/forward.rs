@@ -10,7 +10,11 @@ use quinn::SendDatagramError;
 use tokio::task::coop::consume_budget;
 
 use super::{hub::Hub, leg::Leg};
-use crate::{metrics::DropReason, table::Denied};
+use crate::{
+    guard::{Limit, SecurityEvent, Subject},
+    metrics::DropReason,
+    table::Denied,
+};
 
 /// Smaller payloads are copied. In the buffer that it arrived in a datagram keeps the rest of its packet train
 /// for as long as it waits to be sent, which the send buffer's bound does not see.
@@ -40,8 +44,19 @@ pub(super) fn forward_datagram(hub: &Hub, leg: &Leg, payload: Bytes) {
 pub(super) fn not_forwarded(hub: &Hub, leg: &Leg, reason: DropReason) {
     hub.metrics.dropped(reason, 1);
     tracing::trace!(allocation = %leg.handle, connection = leg.id.0, reason = reason.name(), "datagram dropped");
-    if reason == DropReason::Quota {
-        hub.quota_exceeded(leg);
+    match reason {
+        DropReason::Quota => hub.quota_exceeded(leg),
+        DropReason::ByteRate => over_rate(hub, leg, Limit::ByteRate),
+        DropReason::PacketRate => over_rate(hub, leg, Limit::PacketRate),
+        _ => {}
+    }
+}
+
+/// Says so, at most once a second.
+fn over_rate(hub: &Hub, leg: &Leg, limit: Limit) {
+    if leg.is_over_rate_news(hub.clock.mono()) {
+        let subject = Subject::NOBODY.on(leg.id).of(leg.handle);
+        hub.security.emit(SecurityEvent::LimitHit { limit }, subject);
     }
 }
 

@@ -61,6 +61,8 @@ pub(super) struct Leg {
     /// Notified once, when the outbox has a close.
     close_decided: Notify,
     pub datagrams: DatagramCounts,
+    /// The second in which its allocation was last reported to be over its rate; kept on the device's side.
+    over_rate_secs: AtomicU64,
     watched: Mutex<Watched>,
 }
 
@@ -176,6 +178,7 @@ impl Leg {
             outbox_changed: Notify::new(),
             close_decided: Notify::new(),
             datagrams: DatagramCounts::default(),
+            over_rate_secs: AtomicU64::new(0),
             watched: Mutex::new(watched),
         };
         leg.fit_to_limits();
@@ -205,6 +208,21 @@ impl Leg {
     /// Where traffic goes now. Wait-free.
     pub fn link(&self) -> arc_swap::Guard<Option<Arc<Self>>> {
         self.link.load()
+    }
+
+    /// Whether its allocation's being over its rate is worth a word: once a second, for both directions together.
+    pub fn is_over_rate_news(&self, mono: Duration) -> bool {
+        let link = self.link();
+        let Some(device) = (match self.role {
+            Role::Device => Some(self),
+            Role::Peer => link.as_deref(),
+        }) else {
+            return false;
+        };
+        // Not 0, which stands for never.
+        let second = mono.as_secs().saturating_add(1);
+        let told = &device.over_rate_secs;
+        told.load(Ordering::Relaxed) != second && told.swap(second, Ordering::Relaxed) != second
     }
 
     /// Changes where traffic goes, and has the client told when that means that its peer came or went.

@@ -116,6 +116,32 @@ async fn r6_5_each_limit_that_refuses_is_reported_as_itself() {
 }
 
 #[tokio::test]
+async fn r4_3_an_allocation_over_its_rate_is_reported_once_a_second() {
+    let harness = Harness::start();
+    let mut events = harness.security.subscribe();
+    let pair = harness.pair_with(|fields| fields.bandwidth_bytes_per_sec = 10_000);
+    let (device, peer) = harness.joined_pair(&pair).await;
+    let began = harness.clock.mono();
+    let mut reported = 0;
+    while reported < 3 {
+        // Both directions, far over the rate.
+        for _ in 0..20 {
+            device.send_datagram(vec![1; 1000]);
+            peer.send_datagram(vec![2; 1000]);
+        }
+        while let Ok(Heard::Event(record)) = timeout(Duration::from_millis(20), events.next()).await {
+            assert_eq!(record.event, SecurityEvent::LimitHit { limit: Limit::ByteRate });
+            assert!(record.subject.allocation.is_some() && record.subject.source.is_none());
+            reported += 1;
+        }
+    }
+    let seconds = (harness.clock.mono() - began).as_secs();
+    assert!(seconds >= 1 && reported <= seconds + 2, "{reported} reports in {seconds} s");
+    let dropped = harness.dropped("byte_rate");
+    assert!(dropped > 10 * reported, "{dropped} dropped, {reported} reports");
+}
+
+#[tokio::test]
 async fn r6_5_a_caller_for_whom_there_is_no_place_is_counted_and_not_named() {
     let harness = Harness::with(|config| config.max_unauthenticated = 1);
     let mut events = harness.security.subscribe();
