@@ -17,12 +17,13 @@ use tokio::{
 use zrc_relay::{
     client::{Options, Relay, Session, Ticket},
     clock::Clock,
-    wire::{AllocationId, DeviceId, PeerId, SignedToken, TokenFields},
+    wire::{AllocationId, DeviceId, IssuerFields, PeerId, SignedToken, TokenFields},
 };
 
 use crate::{cli::command, cli_serve::Running};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+const KID: &str = "backend-2026";
 const PAYLOAD: &[u8] = b"canary-in-the-coal-mine";
 const WEBHOOK_SECRET: [u8; 32] = *b"the webhook's secret, 32 bytes..";
 const WEBHOOK_PASSWORD: &str = "hunter2-hunter2-hunter2";
@@ -118,13 +119,52 @@ async fn endpoint(listener: TcpListener) {
     }
 }
 
+/// Who may grant allocations, beside the devices.
+fn issuer() -> SigningKey {
+    SigningKey::from_bytes(&[0xf3; 32])
+}
+
+/// As a client that would like to write into the log.
+fn hostile(relay: &Relay, raw_channel: bool) -> Relay {
+    let agent = HOSTILE_AGENT.to_owned();
+    relay.clone().with_options(Options { agent, raw_channel, ..relay.options().clone() })
+}
+
+/// What an issuer granted, what nobody did, and what somebody stole.
+async fn issuers_sessions(relay: &Relay, device: &SigningKey, peer: &SigningKey, secrets: &mut Secrets) {
+    for (signer, key) in [(issuer(), device), (peer.clone(), device), (issuer(), peer)] {
+        let jwt = IssuerFields {
+            relay_id: relay.descriptor().relay_id,
+            allocation_id: AllocationId([9; 16]),
+            device_id: DeviceId(device.verifying_key().to_bytes()),
+            peer_id: PeerId(peer.verifying_key().to_bytes()),
+            expires_at_unix: Clock::start().unix_secs() + 600,
+            not_before_unix: None,
+            bandwidth_bytes_per_sec: None,
+            quota_bytes: None,
+            tier: None,
+        };
+        let jwt = jwt.sign(&signer, &KID.parse().unwrap()).unwrap();
+        let [_, claims, signature] = jwt.as_text().split('.').collect::<Vec<_>>()[..] else {
+            panic!("no JWT")
+        };
+        secrets.add("a JWT", &claims.as_bytes()[claims.len() - 60..]);
+        secrets.add("a JWT", signature.as_bytes());
+        secrets.add("a JWT", jwt.signature());
+        // The first is good; the second is forged, and the third stolen: its thief has another key than the device's.
+        let joined = hostile(relay, true).connect(Ticket::device(jwt, key.clone()).unwrap()).await;
+        assert_eq!(joined.is_ok(), signer == issuer() && key == device);
+    }
+}
+
 /// Good sessions and bad ones.
 async fn sessions(relay: &Relay, secrets: &mut Secrets) {
     let (device, peer) = (SigningKey::from_bytes(&[0xd1; 32]), SigningKey::from_bytes(&[0xe2; 32]));
-    for key in [&device, &peer] {
+    for key in [&device, &peer, &issuer()] {
         secrets.add("a private key", &key.to_bytes()[..18]);
         secrets.add("a public key", &key.verifying_key().to_bytes()[..18]);
     }
+    issuers_sessions(relay, &device, &peer, secrets).await;
     let clock = Clock::start();
     let mut token = |allocation: u8, expires_at_unix, quota_bytes| {
         let token = TokenFields {
@@ -145,20 +185,17 @@ async fn sessions(relay: &Relay, secrets: &mut Secrets) {
     let expired = token(1, 5, 0);
     let mut forged = token(2, later, 0).to_bytes();
     forged[170] ^= 1;
-    let hostile = |raw_channel| {
-        let agent = HOSTILE_AGENT.to_owned();
-        relay.clone().with_options(Options { agent, raw_channel, ..relay.options().clone() })
-    };
     // The client itself refuses a device's ticket that the device did not sign, so a peer brings the forged one.
     let forged = SignedToken::from_bytes(&forged).unwrap();
     for bad in [Ticket::device(expired, device.clone()), Ticket::peer(forged, peer.clone())] {
-        hostile(true).connect(bad.unwrap()).await.unwrap_err();
+        hostile(relay, true).connect(bad.unwrap()).await.unwrap_err();
     }
     for (allocation, raw_channel) in [(3, false), (4, true)] {
         let good = token(allocation, later, 200_000);
         let ticket = Ticket::device(good.clone(), device.clone()).unwrap();
-        let here = hostile(raw_channel).connect(ticket).await.unwrap();
-        let there = hostile(raw_channel).connect(Ticket::peer(good, peer.clone()).unwrap()).await.unwrap();
+        let here = hostile(relay, raw_channel).connect(ticket).await.unwrap();
+        let there =
+            hostile(relay, raw_channel).connect(Ticket::peer(good, peer.clone()).unwrap()).await.unwrap();
         here.peer_arrived().await.unwrap();
         there.peer_arrived().await.unwrap();
         if raw_channel {
@@ -205,9 +242,10 @@ async fn r5_3_a_whole_daemon_at_trace_keeps_what_it_is_told_to_itself() {
         let config = folder.path().join("relay.toml");
         let text = format!(
             "state_dir = \"state\"\n[relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\nself_certified = true\n\
-             [ops]\nlisten_port = 0\n[security]\n\
+             [[relay.issuer]]\nkid = {KID:?}\nkey = \"{}\"\n[ops]\nlisten_port = 0\n[security]\n\
              webhook_url = \"http://hook:{WEBHOOK_PASSWORD}@127.0.0.1:{port}/{WEBHOOK_PATH}\"\n\
-             webhook_secret = \"whsec_{secret}\"\n"
+             webhook_secret = \"whsec_{secret}\"\n",
+            hex::encode(issuer().verifying_key().to_bytes()),
         );
         fs::write(&config, text).unwrap();
         let config = config.to_str().unwrap();
@@ -223,7 +261,9 @@ async fn r5_3_a_whole_daemon_at_trace_keeps_what_it_is_told_to_itself() {
 
         let said = daemon.seen.join("\n");
         // It does speak, of these as of everything, and the libraries do too.
-        for expected in ["bad_token", "signature", "expired", "connection joined", "token refreshed"] {
+        for expected in
+            ["bad_token", "signature", "expired", "proof_failed", "connection joined", "token refreshed"]
+        {
             assert!(said.contains(expected), "no {expected:?} in\n{said}");
         }
         for library in ["quinn", "hyper", "rustls"] {
