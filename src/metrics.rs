@@ -32,6 +32,8 @@ pub enum DropReason {
     ByteRate,
     /// Over the allocation's packet rate.
     PacketRate,
+    /// Over the limit of all allocations together.
+    GlobalRate,
     /// Over what is left of the quota.
     Quota,
     /// The other leg's send buffer holds as much as it may.
@@ -56,12 +58,13 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Unauthenticated,
         Self::NoPeer,
         Self::TooLarge,
         Self::ByteRate,
         Self::PacketRate,
+        Self::GlobalRate,
         Self::Quota,
         Self::BufferFull,
         Self::SendFailed,
@@ -82,6 +85,7 @@ impl DropReason {
             Self::TooLarge => "too_large",
             Self::ByteRate => "byte_rate",
             Self::PacketRate => "packet_rate",
+            Self::GlobalRate => "global_rate",
             Self::Quota => "quota",
             Self::BufferFull => "buffer_full",
             Self::SendFailed => "send_failed",

@@ -65,6 +65,7 @@ pub(super) fn drop_reason(denied: Denied) -> DropReason {
     match denied {
         Denied::ByteRate(_) | Denied::OverBurst => DropReason::ByteRate,
         Denied::PacketRate(_) => DropReason::PacketRate,
+        Denied::GlobalRate(_) => DropReason::GlobalRate,
         Denied::Quota => DropReason::Quota,
     }
 }

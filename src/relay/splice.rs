@@ -247,7 +247,9 @@ async fn deliver(hub: &Hub, from: &Leg, rest: &mut Bytes, send: &mut SendStream)
             hub.quota_exceeded(from);
             return Err(End::Reset(relay_code(CloseCode::QuotaExceeded)));
         }
-        Err(Undelivered::Denied(Denied::ByteRate(wait) | Denied::PacketRate(wait))) => wait,
+        Err(Undelivered::Denied(
+            Denied::ByteRate(wait) | Denied::PacketRate(wait) | Denied::GlobalRate(wait),
+        )) => wait,
         // A burst holds at least one byte, so this does not happen; were it to, waiting is right.
         Err(Undelivered::Denied(Denied::OverBurst)) => MIN_RATE_WAIT,
     };

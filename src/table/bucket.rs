@@ -5,10 +5,9 @@
 //! An amount's cost is rounded up and the burst's is rounded down, each to a nanosecond, so that in any
 //! window `taken <= rate x window + burst` holds exactly and not only nearly.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
-};
+use std::time::Duration;
+
+use super::atomic::{AtomicU64, Ordering::Relaxed};
 
 const NANOS_PER_SEC: u64 = 1_000_000_000;
 /// A burst is what flows in during a tenth of a second: long enough for the trains in which applications
@@ -17,8 +16,39 @@ const BURSTS_PER_SEC: u64 = 10;
 /// Streams take no less than what flows in during a hundredth of a second, if they want that much: to wake
 /// for each few bytes would cost more than the bytes.
 const PORTIONS_PER_SEC: u64 = 100;
+/// What is kept apart is no more than this part of the burst.
+const APART: u64 = 16;
 /// The rate that stands for none.
 const UNLIMITED: u64 = u64::MAX;
+
+/// How large a bucket is, beside its rate.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    /// The burst is never smaller than this, or a low rate would let nothing through at all.
+    pub(super) least_burst: u64,
+    /// A part of the burst that the caller may keep apart, to give out by itself: the bucket holds so much less. No
+    /// more than this,
+    pub(super) most_apart: u64,
+    /// and nothing where it would be less than this.
+    pub(super) least_apart: u64,
+}
+
+impl Size {
+    /// What may pass at once, what is kept apart included.
+    pub(super) fn burst(&self, rate_per_sec: u64) -> u64 {
+        if rate_per_sec == 0 { 0 } else { (rate_per_sec / BURSTS_PER_SEC).max(self.least_burst) }
+    }
+
+    /// What the caller may keep apart. It follows from the rate alone, so that nobody ever sees the one without the
+    /// other.
+    pub(super) fn apart(&self, rate_per_sec: Option<u64>) -> u64 {
+        match rate_per_sec.map(|rate| self.burst(rate) / APART) {
+            Some(part) if part < self.least_apart => 0,
+            Some(part) => part.min(self.most_apart),
+            None => self.most_apart,
+        }
+    }
+}
 
 /// Why nothing was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,25 +63,19 @@ pub(super) enum Dry {
 #[derive(Debug)]
 pub(super) struct Bucket {
     rate_per_sec: AtomicU64,
-    /// The burst is never smaller than this, or a low rate would let nothing through at all.
-    least_burst: u64,
+    size: Size,
     /// On the caller's clock.
     full_at_nanos: AtomicU64,
 }
 
 impl Bucket {
     /// A full bucket. `None` for no limit.
-    pub(super) fn new(rate_per_sec: Option<u64>, least_burst: u64) -> Self {
+    pub(super) fn new(rate_per_sec: Option<u64>, size: Size) -> Self {
         Self {
             rate_per_sec: AtomicU64::new(rate_per_sec.unwrap_or(UNLIMITED)),
-            least_burst,
+            size,
             full_at_nanos: AtomicU64::new(0),
         }
-    }
-
-    /// What a full bucket holds; `None` when there is no limit.
-    pub(super) fn burst(&self) -> Option<u64> {
-        self.flow().map(|flow| flow.burst)
     }
 
     /// Takes all of `units` or nothing.
@@ -114,7 +138,7 @@ impl Bucket {
     }
 
     fn flow(&self) -> Option<Flow> {
-        Flow::new(self.rate_per_sec.load(Relaxed), self.least_burst)
+        Flow::new(self.rate_per_sec.load(Relaxed), &self.size)
     }
 
     /// Earlier than now is as good as now: so a bucket that is given back to never holds more than a burst.
@@ -138,6 +162,7 @@ impl Bucket {
 /// A rate, and what follows from it.
 struct Flow {
     rate_per_sec: u64,
+    /// What a full bucket holds.
     burst: u64,
     /// What the burst takes to flow in, rounded down.
     burst_nanos: u64,
@@ -146,12 +171,12 @@ struct Flow {
 }
 
 impl Flow {
-    fn new(rate_per_sec: u64, least_burst: u64) -> Option<Self> {
+    fn new(rate_per_sec: u64, size: &Size) -> Option<Self> {
         match rate_per_sec {
             UNLIMITED => None,
             0 => Some(Self { rate_per_sec, burst: 0, burst_nanos: 0, portion: 0 }),
             _ => {
-                let burst = (rate_per_sec / BURSTS_PER_SEC).max(least_burst);
+                let burst = size.burst(rate_per_sec) - size.apart(Some(rate_per_sec));
                 let mut flow = Self { rate_per_sec, burst, burst_nanos: 0, portion: 0 };
                 flow.burst_nanos = flow.flow_nanos(burst);
                 flow.portion = (rate_per_sec / PORTIONS_PER_SEC).max(1);

@@ -9,14 +9,22 @@
 //! - `table` is the state machine over all allocations, with the one list of deadlines.
 //! - `allocation` is one of them: who is here, who is awaited, when it ends by itself.
 //! - `ledger` remembers every identity that lives, that has used something, or that ended for good.
-//! - [`meter`] says how much may pass, with atomics; `bucket` is its rate.
+//! - [`meter`] says how much may pass, with atomics; `bucket` is its rate, `advance` what it has charged beforehand.
+//! - [`fair`] divides a limit of the whole relay among the allocations.
 
+mod advance;
 mod allocation;
+mod atomic;
 mod bucket;
+pub mod fair;
 mod ledger;
+#[cfg(all(test, zrc_loom))]
+mod loom;
 pub mod meter;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod sharing;
 #[cfg(test)]
 mod simulation;
 #[allow(clippy::module_inception, reason = "the type's own file, as its siblings have theirs")]

@@ -109,6 +109,42 @@ proptest! {
         within_rate(&packets_passed, rate_packets_per_sec, (rate_packets_per_sec / 10).max(16))?;
     }
 
+    /// Where datagrams are charged in advance, the rates hold all the same, for trains of any length.
+    #[test]
+    fn charges_in_advance_do_not_lift_the_rates(
+        rate_bytes_per_sec in 5_000_000..80_000_000_u64,
+        rate_packets_per_sec in prop_oneof![Just(None), (5_000..60_000_u64).prop_map(Some)],
+        asks in prop::collection::vec((0..30_000_000_u64, any::<bool>(), 1..200_usize, 1..64_usize), 1..25),
+    ) {
+        let limits = Limits {
+            rate_bytes_per_sec: Some(rate_bytes_per_sec),
+            rate_packets_per_sec,
+            ..Limits::default()
+        };
+        let meter = Meter::new(limits, 0);
+        let (mut now_nanos, mut bytes_passed, mut packets_passed) = (0, vec![], vec![]);
+        for (pause_nanos, from_device, trains, packets) in asks {
+            now_nanos += pause_nanos;
+            let from = if from_device { Role::Device } else { Role::Peer };
+            let mut passed = 0;
+            for train in 0..trains {
+                if meter.charge_datagrams(now_nanos, from, packets, packets * 1000).is_ok() {
+                    passed += packets as u64;
+                    if train % 9 == 0 {
+                        meter.refund_datagrams(from, packets, packets * 1000);
+                        passed -= packets as u64;
+                    }
+                }
+            }
+            bytes_passed.push((now_nanos, passed * 1000));
+            packets_passed.push((now_nanos, passed));
+        }
+        within_rate(&bytes_passed, rate_bytes_per_sec, meter.burst_bytes().unwrap())?;
+        if let Some(rate) = rate_packets_per_sec {
+            within_rate(&packets_passed, rate, rate / 10)?;
+        }
+    }
+
     #[test]
     fn what_is_held_back_passes_when_it_was_said_to_and_not_before(
         rate_bytes_per_sec in rate(),

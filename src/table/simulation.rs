@@ -424,7 +424,7 @@ impl World {
                     let lives = self.conns.contains_key(&conn);
                     return self.follow_end(lives.then_some(at), CloseCode::QuotaExceeded, rest);
                 }
-                Err(Denied::ByteRate(wait) | Denied::PacketRate(wait)) => {
+                Err(Denied::ByteRate(wait) | Denied::PacketRate(wait) | Denied::GlobalRate(wait)) => {
                     assert!(wait > Duration::ZERO);
                     return self.see("throttled");
                 }

@@ -13,10 +13,10 @@ use zrc_relay::{
     wire::Role,
 };
 
-const THREADS: u64 = 8;
+const THREADS: u64 = 16;
 const ROUNDS: u64 = 5_000;
 
-/// Sends from eight threads at one moment until nothing passes any more, some of it refused by the other leg;
+/// Sends from sixteen threads, by both legs, at one moment until nothing passes any more, some of it refused by the other leg;
 /// what the threads say has passed is what the meter says.
 fn storm(limits: Limits) -> Meter {
     let meter = Meter::new(limits, 0);
@@ -59,6 +59,26 @@ fn many_threads_use_the_quota_to_its_last_byte_and_not_beyond() {
     let quota_bytes = Some(1_000_003);
     let meter = storm(Limits { quota_bytes, ..Limits::default() });
     assert_eq!(Some(meter.bytes_used()), quota_bytes);
+}
+
+/// So large that datagrams are charged in advance, until its end is near.
+#[test]
+fn many_threads_use_a_large_quota_to_its_last_byte_and_not_beyond() {
+    let quota_bytes = Some(8_000_003);
+    let meter = storm(Limits { quota_bytes, ..Limits::default() });
+    assert_eq!(Some(meter.bytes_used()), quota_bytes);
+}
+
+#[test]
+fn many_threads_take_one_large_burst_and_not_more() {
+    let limits = Limits {
+        rate_bytes_per_sec: Some(60_000_000),
+        rate_packets_per_sec: Some(600_000),
+        ..Limits::default()
+    };
+    let (burst_bytes, passed_bytes) = (6_000_000, storm(limits).bytes_used());
+    // The last advance is not used up, and was not filled when this began.
+    assert!(passed_bytes <= burst_bytes && passed_bytes > burst_bytes - 2 * 64 * 1024, "{passed_bytes}");
 }
 
 #[test]
