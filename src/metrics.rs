@@ -140,6 +140,10 @@ pub struct Metrics {
     /// Streams spliced, by kind: bidirectional, unidirectional.
     streams: [IntCounter; 2],
     dropped: Vec<Counter>,
+    /// What all allocations together may pass, in payload bytes per second; 0 where there is no such limit.
+    pub global_limit: IntGauge,
+    /// What they passed in the last second, where there is such a limit.
+    pub global_use: IntGauge,
     /// Connections with a raw channel now.
     pub raw_channels: IntGauge,
     /// Probes of raw channels answered.
@@ -311,6 +315,16 @@ impl Metrics {
             forwarded,
             streams: ["bi", "uni"].map(|kind| streams.with_label_values(&[kind])),
             dropped: dropped_by_reason,
+            global_limit: gauge(
+                r,
+                "zrc_relay_global_limit_bytes_per_second",
+                "What all allocations together may pass, in payload bytes per second; 0 without such a limit.",
+            )?,
+            global_use: gauge(
+                r,
+                "zrc_relay_global_use_bytes_per_second",
+                "Payload bytes that all allocations passed in the last second; 0 without a global limit.",
+            )?,
             raw_channels: gauge(r, "zrc_relay_raw_channels", "Connections with a raw channel now.")?,
             raw_probes_answered: counter(
                 r,

@@ -84,6 +84,7 @@ impl Running {
                 admission,
                 rules: wanted.rules,
                 guard: guard_settings(guard),
+                global_bytes_per_sec: wanted.global_bytes_per_sec,
                 max_unauthenticated: wanted.max_unauthenticated,
                 datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
                 keepalive: Some(wanted.keepalive),

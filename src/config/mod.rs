@@ -107,6 +107,8 @@ pub struct Relay {
     pub tiers: Tiers,
     /// How far ahead a token may expire.
     pub max_token_lifetime: Duration,
+    /// Payload bytes per second of all allocations together; `None` for no such limit.
+    pub global_bytes_per_sec: Option<u64>,
     /// Connections at once that have shown no valid token yet.
     pub max_unauthenticated: usize,
     /// QUIC keep-alive; holds the NAT bindings of quiet clients.
@@ -239,6 +241,7 @@ impl Config {
                 rules: Rules { max_allocations: 10_000, max_ledger: 1_000_000, ..DEFAULT_RULES },
                 tiers: Tiers::from([(DEFAULT_TIER.into(), Tier::default())]),
                 max_token_lifetime: DAY,
+                global_bytes_per_sec: None,
                 max_unauthenticated: DEFAULT_MAX_UNAUTHENTICATED,
                 keepalive: DEFAULT_KEEPALIVE,
                 shards: None,
@@ -338,6 +341,8 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
     let rate_bytes_per_sec = limit(&mut relay, "default_bandwidth_limit", "1_250_000", 1_250_000);
     let rate_packets_per_sec = limit(&mut relay, "default_packet_rate", "20_000", 20_000);
     let quota_bytes = limit(&mut relay, "default_quota", "1_000_000_000", 1_000_000_000);
+    let global_bytes_per_sec =
+        relay.read("global_bandwidth_limit", "125_000_000", read::global_limit).unwrap_or(None);
 
     let mut time = |key, default: Duration, most| {
         let example = format!("{:?}", show_duration(default));
@@ -450,6 +455,7 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
         },
         tiers,
         max_token_lifetime,
+        global_bytes_per_sec,
         max_unauthenticated,
         keepalive,
         shards,
@@ -738,6 +744,7 @@ mod tests {
             ("shards", &["0", "1", "64"], &["-1", "65", "\"all\""]),
             ("raw_channel", &["true", "false"], &["1", "\"on\""]),
             ("default_bandwidth_limit", &["0", "1", "9223372036854775807"], &["-1", "\"10M\""]),
+            ("global_bandwidth_limit", &["0", "65536", "9223372036854775807"], &["-1", "65535", "\"1G\""]),
             (
                 "max_token_lifetime",
                 &["\"1s\"", "\"366d\"", "86400"],

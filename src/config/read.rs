@@ -202,6 +202,18 @@ pub(super) fn limit(value: &Value) -> Result<Option<u64>, String> {
     Ok((number != 0).then_some(number))
 }
 
+/// A limit of the whole relay in bytes per second, of which 0 is none: no smaller than what a single allocation may
+/// send at once.
+pub(super) fn global_limit(value: &Value) -> Result<Option<u64>, String> {
+    const LEAST: u64 = 65_536;
+    match limit(value)? {
+        Some(limit) if limit < LEAST => Err(format!(
+            "this is for all allocations together, in bytes per second: at least {LEAST} (0: no limit)"
+        )),
+        limit => Ok(limit),
+    }
+}
+
 /// A duration in a range: a text with units, or a whole number of seconds.
 pub(super) fn duration(range: RangeInclusive<Duration>) -> impl FnOnce(&Value) -> Result<Duration, String> {
     move |value| {

@@ -24,7 +24,7 @@ use crate::{
     clock::Clock,
     guard::{Guard, Limit, SecurityEvent, SecurityEvents, Subject},
     metrics::Metrics,
-    table::{ConnId, Effect, Joined, Now, Rules, Summary, Table},
+    table::{ConnId, Effect, Joined, Meter, Now, Summary, Table},
     wire::{Claims, CloseCode, Handle, RelayId, Role, VerifiedTokens},
 };
 
@@ -64,7 +64,7 @@ impl Hub {
         guard: Arc<Guard>,
         relay_id: RelayId,
         admission: Admission,
-        rules: Rules,
+        table: Table,
         channels: Channels,
     ) -> Self {
         Self {
@@ -76,7 +76,7 @@ impl Hub {
             verified: VerifiedTokens::new(MAX_VERIFIED_TOKENS),
             channels,
             admission: ArcSwap::from_pointee(admission),
-            table: Mutex::new(Table::new(rules)),
+            table: Mutex::new(table),
             legs: DashMap::new(),
             next_connection: AtomicU64::new(0),
             draining: AtomicBool::new(false),
@@ -196,6 +196,12 @@ impl Hub {
     /// The live allocations, in order of their handles.
     pub fn allocations(&self) -> Vec<Summary> {
         self.lock().summaries().collect()
+    }
+
+    /// The meters of the live allocations: those that are there are forgotten, the list keeps its memory.
+    pub fn meters(&self, meters: &mut Vec<Arc<Meter>>) {
+        meters.clear();
+        meters.extend(self.lock().meters().cloned());
     }
 
     /// Ends an allocation for good; answers whether there was one of that name.

@@ -27,6 +27,7 @@ mod leg;
 mod server;
 mod session;
 mod shard;
+mod share;
 mod socket;
 mod splice;
 mod steer;

@@ -17,6 +17,7 @@ use super::{
     hub::Hub,
     session::Terms,
     shard::{Common, RunningShard, Shard},
+    share::share,
     socket::Mailboxes,
     steer::{self, Sockets, Steer},
     tls::{self, TlsIdentity},
@@ -25,7 +26,7 @@ use crate::{
     clock::Clock,
     guard::{Guard, GuardSettings, SecurityEvents},
     metrics::Metrics,
-    table::{Rules, Summary},
+    table::{Rules, Summary, Table, fair::Pool},
     wire::{Handle, RelayId, SpkiPin},
 };
 
@@ -51,6 +52,9 @@ pub struct RelayConfig {
     pub rules: Rules,
     /// Who may come, how often, and what floods bring.
     pub guard: GuardSettings,
+    /// Payload bytes per second of all allocations together, in both directions: divided fairly where they ask for
+    /// more, by the weights of their tiers. `None` for no such limit.
+    pub global_bytes_per_sec: Option<u64>,
     /// Connections that may be without an accepted token at once. Each costs some 30 KiB and a handshake;
     /// beyond, attempts are refused before a certificate is signed.
     pub max_unauthenticated: usize,
@@ -106,6 +110,8 @@ pub struct RelayServer {
     /// In the order of their numbers.
     shards: Vec<RunningShard>,
     timekeeper: Option<JoinHandle<()>>,
+    /// Where all allocations share a limit.
+    sharer: Option<JoinHandle<()>>,
     lost: Arc<Notify>,
     /// Closing one socket of several on a port gives its number to another, and packets would go astray while the
     /// other shards still say goodbye. So all are closed together, when this is dropped.
@@ -168,13 +174,14 @@ impl RelayServer {
         };
         let channels = Channels::new(shards)?;
         let guard = Arc::new(Guard::new(&config.guard, metrics.clone(), security));
+        let pool = config.global_bytes_per_sec.map(|limit| Arc::new(Pool::new(limit)));
         let hub = Arc::new(Hub::new(
             clock,
             metrics,
             guard,
             config.relay_id,
             config.admission,
-            config.rules,
+            Table::sharing(config.rules, pool.clone()),
             channels,
         ));
         let common = Common {
@@ -191,6 +198,7 @@ impl RelayServer {
             spki,
             shards: Vec::new(),
             timekeeper: None,
+            sharer: None,
             lost: common.lost.clone(),
             held_open: Vec::new(),
         };
@@ -200,6 +208,7 @@ impl RelayServer {
             let shard = Shard::new(number, terms.clone(), connections, Arc::clone(&unauthenticated));
             server.shards.push(RunningShard::start(shard, socket, &common, hub.clone())?);
         }
+        server.sharer = pool.map(|pool| tokio::spawn(share(hub.clone(), pool)));
         server.timekeeper = Some(tokio::spawn(async move { hub.keep_time().await }));
         Ok(server)
     }
@@ -282,8 +291,8 @@ impl RelayServer {
 
 impl Drop for RelayServer {
     fn drop(&mut self) {
-        if let Some(timekeeper) = &self.timekeeper {
-            timekeeper.abort();
+        for task in self.timekeeper.iter().chain(&self.sharer) {
+            task.abort();
         }
         for shard in &mut self.shards {
             shard.ask_to_stop(Duration::ZERO);

@@ -9,6 +9,7 @@ use std::{
 use super::{
     Basis, ConnId, Counts, Effect, Ended, Joined, Limits, Meter, Now, Refusal, Rules, Stage, Tier, Verdict,
     allocation::{Allocation, Sides},
+    fair::Pool,
     ledger::{Entry, Ledger, Past},
 };
 use crate::wire::{AllocationId, Claims, CloseCode, DeviceId, Handle, Identity, Role, Signer};
@@ -30,6 +31,8 @@ pub(super) struct Key(u64);
 #[derive(Debug)]
 pub struct Table {
     rules: Rules,
+    /// What all allocations share, where they do.
+    pool: Option<Arc<Pool>>,
     next_key: u64,
     allocations: BTreeMap<Key, Allocation>,
     ledger: Ledger,
@@ -75,8 +78,14 @@ pub struct Summary {
 impl Table {
     /// An empty table.
     pub fn new(rules: Rules) -> Self {
+        Self::sharing(rules, None)
+    }
+
+    /// An empty table whose allocations share a limit.
+    pub fn sharing(rules: Rules, pool: Option<Arc<Pool>>) -> Self {
         Self {
             rules,
+            pool,
             next_key: 0,
             allocations: BTreeMap::new(),
             ledger: Ledger::default(),
@@ -128,7 +137,7 @@ impl Table {
                 if self.ledger.len() >= self.rules.max_ledger {
                     return Err(Refusal::LedgerFull);
                 }
-                let meter = Arc::new(Meter::new(Limits::granted(claims, tier), 0));
+                let meter = Arc::new(Meter::sharing(Limits::granted(claims, tier), 0, self.pool.clone()));
                 (self.create(now, conn, role, claims, meter, claims.expires_at_unix), true)
             }
         };
@@ -336,6 +345,11 @@ impl Table {
     /// The live allocations in order of their handles.
     pub fn summaries(&self) -> impl Iterator<Item = Summary> + '_ {
         self.handles.iter().filter_map(|(_, key)| self.allocations.get(key)).map(summarize)
+    }
+
+    /// The meters of the live allocations, in order of their coming.
+    pub fn meters(&self) -> impl Iterator<Item = &Arc<Meter>> + '_ {
+        self.allocations.values().map(|allocation| &allocation.meter)
     }
 
     /// One live allocation.

@@ -62,6 +62,7 @@ impl Running {
             shards: None,
             raw_channel: true,
             guard: GuardSettings::default(),
+            global_bytes_per_sec: None,
             max_unauthenticated: 100,
             datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
         };

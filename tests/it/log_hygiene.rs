@@ -87,6 +87,7 @@ async fn r5_3_no_payload_token_key_or_address_is_logged() {
                 pair_timeout: Duration::from_secs(30),
             },
             guard: GuardSettings::default(),
+            global_bytes_per_sec: None,
             max_unauthenticated: 10,
             datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
             keepalive: None,

@@ -10,6 +10,7 @@ mod properties;
 mod raw;
 mod refusals;
 mod shards;
+mod shares;
 mod stream_ends;
 mod tiers;
 
@@ -39,7 +40,7 @@ use crate::{
     clock::Clock,
     guard::{EventSettings, Guard, GuardSettings, SecurityEvents},
     metrics::Metrics,
-    table::{ConnId, Limits, Meter, Rules, Tier},
+    table::{ConnId, Limits, Meter, Rules, Table, Tier},
     wire::{
         ALPN, AllocationId, CloseCode, DeviceId, Handle, PeerId, PublicKey, RelayId, Role, SignedToken,
         SpkiPin, TokenFields, TokenHash,
@@ -113,6 +114,7 @@ impl Harness {
             },
             rules: rules(),
             guard: GuardSettings::default(),
+            global_bytes_per_sec: None,
             max_unauthenticated: 100,
             datagram_receive_buffer_bytes: DATAGRAM_RECEIVE_BUFFER_BYTES,
             keepalive: Some(Duration::from_secs(15)),
@@ -516,7 +518,7 @@ pub(super) fn hub(harness: &Harness) -> Hub {
         Arc::new(Guard::new(&GuardSettings::default(), harness.metrics.clone(), harness.security.clone())),
         harness.relay_id,
         admission,
-        rules(),
+        Table::new(rules()),
         channels,
     )
 }
