@@ -417,8 +417,9 @@ def measure_with_patience(settings, row, contender):
             say(f"{row.title}, {NAMES[contender]}: {failure}; trying again")
 
 
-def run(settings):
-    """Everything that was asked for: {row: {relay: [figures of each repeat]}}; and whether all of it worked."""
+def run(settings, json_file):
+    """Everything that was asked for: {row: {relay: [figures of each repeat]}}; and whether all of it worked. After each
+    repeat, what there is goes to the file."""
     runs = {name: {contender: [] for contender in settings.contenders(row)} for name, row in settings.rows.items()}
     all_well = True
     started = time.monotonic()
@@ -435,6 +436,8 @@ def run(settings):
                     outcome = ", ".join(shown(figures[figure.key], figure) for figure in row.figures)
                 at = f"{time.monotonic() - started:4.0f} s  {repeat + 1}/{settings.repeats}"
                 say(f"{at}  {name:14} {NAMES[contender]:28} {outcome}")
+        if json_file:
+            json_file.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1))
     return runs, all_well
 
 
@@ -581,6 +584,12 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
+def stop(*_):
+    """What is running is stopped on the way out."""
+    say("stopped from outside (SIGTERM)")
+    sys.exit(143)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="how often each row is measured through each relay (5)")
@@ -590,15 +599,12 @@ def main():
                         help=f"only these of {', '.join(NAMES)}")
     parser.add_argument("--smoke", action="store_true", help="only see whether everything works, with debug binaries")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to put every figure of every run")
-    # What is running when somebody ends this is stopped on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, stop)
     arguments = vars(parser.parse_args())
     json_file = arguments.pop("json")
     settings = Settings(**arguments)
     before = os.getloadavg()[0]
-    runs, all_well = run(settings)
-    if json_file:
-        json_file.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1))
+    runs, all_well = run(settings, json_file)
     if settings.is_complete:
         write_results(settings, runs, (before, os.getloadavg()[0]))
         say(f"written: {RESULTS.relative_to(ROOT)}, {PLOT.relative_to(ROOT)}")

@@ -143,7 +143,7 @@ def main():
         recording = arguments.keep or Path(folder) / "perf.data"
         figures = record(settings, row, arguments.relay, folder, recording, arguments.set_up)
         print(f"{row.title}: {peers.NAMES[arguments.relay]}")
-        for figure in row.figures:
+        for figure in [figure for figure in row.figures if figures[figure.key] is not None]:
             print(f"{figure.label}: {peers.shown(figures[figure.key], figure)}")
         report(recording, arguments.top)
 

@@ -25,6 +25,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(20);
 /// Datagrams that wait in a client, in bytes: a burst at the highest rate.
 const DATAGRAM_BUFFER_BYTES: usize = 1024 * 1024;
+/// The same of what has arrived: the other end is at work on the same core, at gigabytes a second.
+const RECEIVE_BUFFER_BYTES: usize = 32 * 1024 * 1024;
 
 /// The relay that wrote this `relay.json`.
 pub fn relay(descriptor: &Path, raw_channel: bool) -> anyhow::Result<Relay> {
@@ -34,7 +36,7 @@ pub fn relay(descriptor: &Path, raw_channel: bool) -> anyhow::Result<Relay> {
         reconnect: false,
         raw_channel,
         datagram_send_buffer_bytes: DATAGRAM_BUFFER_BYTES,
-        datagram_receive_buffer_bytes: 4 * DATAGRAM_BUFFER_BYTES,
+        datagram_receive_buffer_bytes: RECEIVE_BUFFER_BYTES,
         ..Options::default()
     }))
 }

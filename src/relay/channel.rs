@@ -6,15 +6,19 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    hash::{BuildHasherDefault, Hasher},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicU32, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+            fence,
+        },
     },
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
 
 use super::leg::Leg;
@@ -29,15 +33,27 @@ const COOKIE_PERIOD: Duration = Duration::from_secs(4);
 const PROBE_BURST: u32 = 4;
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// One leg's raw channel.
+/// In place of a tag where there is none; above each tag there is a bit that makes it another number.
+const NO_TAG: u64 = 0;
+const SOME_TAG: u64 = 1 << 56;
+/// How often a path is read again that changes under the reader's eyes. It changes when a client moves.
+const PATH_READS: usize = 64;
+
+/// One leg's raw channel, or the place for it.
+///
+/// All that a packet to this leg needs lies in one cache line, and what one from it needs begins there: with
+/// thousands of legs each packet finds this in cold memory.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Channel {
-    pub tag: Tag,
-    path: ArcSwap<Path>,
+    tag: AtomicU64,
     /// Monotonic nanoseconds; 0 while closed.
     open_until_nanos: AtomicU64,
+    /// Odd while the path is being changed, and another number after.
+    path_version: AtomicU32,
     /// The largest UDP payload that the leg's path is known to carry.
-    max_packet_bytes: AtomicUsize,
+    max_packet_bytes: AtomicU32,
+    path: [AtomicU64; PATH_WORDS],
     /// When all probes so far are paid for, in monotonic nanoseconds.
     probes_paid_nanos: AtomicU64,
 }
@@ -45,37 +61,114 @@ pub(super) struct Channel {
 /// Where a client receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Path {
-    /// The client's address, as its packets show it.
+    /// The client's address, as its packets show it. Flow labels are not kept.
     pub remote: SocketAddr,
     /// The relay's own, which the client's packets came to.
     pub local_ip: Option<IpAddr>,
 }
 
+const PATH_WORDS: usize = 5;
+const REMOTE_IS_V6: u64 = 1 << 16;
+const LOCAL_IS_V4: u64 = 1 << 17;
+const LOCAL_IS_V6: u64 = 1 << 18;
+const SCOPE_SHIFT: u32 = 32;
+
+impl Path {
+    /// The remote address, its port, scope and what is which, the local address.
+    fn to_words(self) -> [u64; PATH_WORDS] {
+        let [a, b] = halves(self.remote.ip());
+        let about = match self.remote {
+            SocketAddr::V4(_) => 0,
+            SocketAddr::V6(v6) => REMOTE_IS_V6 | u64::from(v6.scope_id()) << SCOPE_SHIFT,
+        };
+        let (local, [c, d]) = match self.local_ip {
+            None => (0, [0, 0]),
+            Some(ip @ IpAddr::V4(_)) => (LOCAL_IS_V4, halves(ip)),
+            Some(ip @ IpAddr::V6(_)) => (LOCAL_IS_V6, halves(ip)),
+        };
+        [a, b, u64::from(self.remote.port()) | about | local, c, d]
+    }
+
+    fn from_words([a, b, about, c, d]: [u64; PATH_WORDS]) -> Self {
+        let port = about as u16;
+        let remote = if about & REMOTE_IS_V6 == 0 {
+            SocketAddr::from((v4(b), port))
+        } else {
+            SocketAddrV6::new(v6(a, b), port, 0, (about >> SCOPE_SHIFT) as u32).into()
+        };
+        let local_ip = match about & (LOCAL_IS_V4 | LOCAL_IS_V6) {
+            0 => None,
+            LOCAL_IS_V4 => Some(v4(d).into()),
+            _ => Some(v6(c, d).into()),
+        };
+        Self { remote, local_ip }
+    }
+}
+
+fn halves(ip: IpAddr) -> [u64; 2] {
+    let bits = match ip {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    };
+    [(bits >> 64) as u64, bits as u64]
+}
+
+fn v4(bits: u64) -> Ipv4Addr {
+    Ipv4Addr::from_bits(bits as u32)
+}
+
+fn v6(high: u64, low: u64) -> Ipv6Addr {
+    Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low))
+}
+
 impl Channel {
-    fn new(tag: Tag, path: Path, max_packet_bytes: usize) -> Self {
+    /// The place for a channel.
+    pub fn none() -> Self {
         Self {
-            tag,
-            path: ArcSwap::from_pointee(path),
+            tag: AtomicU64::new(NO_TAG),
             open_until_nanos: AtomicU64::new(0),
-            max_packet_bytes: AtomicUsize::new(max_packet_bytes),
+            path_version: AtomicU32::new(0),
+            max_packet_bytes: AtomicU32::new(0),
+            path: Default::default(),
             probes_paid_nanos: AtomicU64::new(0),
         }
     }
 
+    /// Makes it a channel: its tag, where the client is, and what fits there. Closed until a cookie comes back.
+    fn begin(&self, tag: Tag, path: Path, max_packet_bytes: usize) {
+        self.set_path(path);
+        self.set_max_packet_bytes(max_packet_bytes);
+        let [a, b, c, d, e, f, g] = *tag.as_bytes();
+        self.tag.store(SOME_TAG | u64::from_be_bytes([0, a, b, c, d, e, f, g]), Release);
+    }
+
+    /// The leg's tag; `None` while there is no channel.
+    pub fn tag(&self) -> Option<Tag> {
+        let tag = self.tag.load(Acquire);
+        let [_, shard, random @ ..] = tag.to_be_bytes();
+        (tag != NO_TAG).then_some(Tag::new(shard, random))
+    }
+
     /// Whether packets from this address are the leg's.
     pub fn is_at(&self, remote: SocketAddr) -> bool {
-        self.path.load().remote == remote
+        const LOCAL: u64 = LOCAL_IS_V4 | LOCAL_IS_V6;
+        let [a, b, about, ..] = Path { remote, local_ip: None }.to_words();
+        self.words().is_some_and(|[c, d, found, ..]| (a, b, about) == (c, d, found & !LOCAL))
     }
 
     /// Where to send, if raw packets may be sent now.
     pub fn open_path(&self, now_nanos: u64) -> Option<Path> {
-        (now_nanos < self.open_until_nanos.load(Relaxed)).then(|| **self.path.load())
+        if now_nanos >= self.open_until_nanos.load(Relaxed) {
+            return None;
+        }
+        self.words().map(Path::from_words)
     }
 
     /// A cookie has come back from there.
     pub fn prove(&self, path: Path, now_nanos: u64) {
-        if **self.path.load() != path {
-            self.path.store(Arc::new(path));
+        if self.words() != Some(path.to_words()) && !self.set_path(path) {
+            // Another thread is at it. The client probes again.
+            return;
         }
         self.open_until_nanos.store(now_nanos + nanos(OPEN_FOR), Relaxed);
     }
@@ -83,6 +176,37 @@ impl Channel {
     /// Sends datagrams until a cookie comes back: the client is not where it was.
     pub fn close(&self) {
         self.open_until_nanos.store(0, Relaxed);
+    }
+
+    /// The path as it was at one moment; `None` when it keeps changing.
+    fn words(&self) -> Option<[u64; PATH_WORDS]> {
+        for _ in 0..PATH_READS {
+            let before = self.path_version.load(Acquire);
+            let words = std::array::from_fn(|at| self.path.get(at).map_or(0, |word| word.load(Relaxed)));
+            fence(Acquire);
+            if before % 2 == 0 && self.path_version.load(Relaxed) == before {
+                return Some(words);
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
+    /// Whether this thread could change it: no other was changing it at that moment.
+    fn set_path(&self, path: Path) -> bool {
+        let version = self.path_version.load(Relaxed);
+        let changing = version.wrapping_add(1);
+        if version % 2 == 1
+            || self.path_version.compare_exchange(version, changing, Acquire, Relaxed).is_err()
+        {
+            return false;
+        }
+        fence(Release);
+        for (word, to) in self.path.iter().zip(path.to_words()) {
+            word.store(to, Relaxed);
+        }
+        self.path_version.store(changing.wrapping_add(1), Release);
+        true
     }
 
     /// Whether one more probe may be answered.
@@ -97,7 +221,7 @@ impl Channel {
 
     /// The largest packet that can be sent to the leg, header included.
     pub fn max_packet_bytes(&self) -> usize {
-        self.max_packet_bytes.load(Relaxed)
+        self.max_packet_bytes.load(Relaxed) as usize
     }
 
     /// The largest payload.
@@ -107,7 +231,7 @@ impl Channel {
 
     /// Path MTU discovery has found what the leg's path carries.
     pub fn set_max_packet_bytes(&self, bytes: usize) {
-        self.max_packet_bytes.store(bytes, Relaxed);
+        self.max_packet_bytes.store(u32::try_from(bytes).unwrap_or(u32::MAX), Relaxed);
     }
 }
 
@@ -121,9 +245,28 @@ pub(super) struct Channels {
 
 #[derive(Default)]
 struct Shelf {
-    legs: HashMap<Tag, Arc<Leg>>,
+    legs: HashMap<Tag, Arc<Leg>, BuildHasherDefault<TagHasher>>,
     /// How many tags this shard has given out.
     tags: u64,
+}
+
+/// Tags are as good as random, and nobody chooses one but the relay: spreading their bits is enough.
+#[derive(Default)]
+struct TagHasher(u64);
+
+impl Hasher for TagHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        let number = bytes.iter().fold(0, |all, byte| all << 8 | u64::from(*byte));
+        // Fibonacci hashing: the highest bits come from all of them.
+        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    /// The length, which is the same for all.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Channels {
@@ -148,23 +291,29 @@ impl Channels {
         let Some(mut shelf) = self.shelf(leg.shard) else { return false };
         let tag = self.tag(leg.shard, shelf.tags);
         shelf.tags += 1;
-        let first = leg.set_channel(Channel::new(tag, path, max_packet_bytes));
-        if first {
-            shelf.legs.insert(tag, leg.clone());
-        }
-        first
+        // The table's mutex is held: nobody else gives this leg one.
+        leg.place_for_channel().begin(tag, path, max_packet_bytes);
+        shelf.legs.insert(tag, leg.clone());
+        drop(shelf);
+        leg.tell(|outbox| outbox.channel = Some(tag));
+        true
     }
 
     /// The leg is over; its tag, if it had one, names nobody from now on.
     pub fn close(&self, leg: &Leg) -> bool {
-        leg.channel().is_some_and(|channel| {
-            self.shelf(leg.shard).is_some_and(|mut shelf| shelf.legs.remove(&channel.tag).is_some())
-        })
+        let Some(tag) = leg.channel().and_then(Channel::tag) else { return false };
+        self.shelf(leg.shard).is_some_and(|mut shelf| shelf.legs.remove(&tag).is_some())
     }
 
     /// Whose tag this is.
     pub fn leg(&self, tag: Tag) -> Option<Arc<Leg>> {
         self.shelf(tag.shard())?.legs.get(&tag).cloned()
+    }
+
+    /// The same for a short look that waits for nothing: other packets of this shard's legs wait for its end.
+    /// `None` where the tag names nobody.
+    pub fn look<T>(&self, tag: Tag, look: impl FnOnce(&Leg) -> T) -> Option<T> {
+        self.shelf(tag.shard())?.legs.get(&tag).map(|leg| look(leg))
     }
 
     /// What proves that a leg receives at an address: the time, and a MAC over leg, address and time.
@@ -242,6 +391,68 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn begun(tag: Tag, path: Path) -> Channel {
+        let channel = Channel::none();
+        assert_eq!(channel.tag(), None);
+        channel.begin(tag, path, 1200);
+        assert_eq!(channel.tag(), Some(tag));
+        channel
+    }
+
+    #[test]
+    fn what_a_packet_to_a_leg_needs_lies_in_one_cache_line() {
+        assert_eq!(std::mem::offset_of!(Channel, probes_paid_nanos), 64);
+    }
+
+    #[test]
+    fn paths_are_kept_as_they_are() {
+        let locals = [None, Some("192.0.2.1"), Some("2001:db8::1"), Some("::ffff:192.0.2.1")];
+        let remotes =
+            ["192.0.2.7:4000", "[::ffff:192.0.2.7]:4000", "[fe80::7%9]:65535", "0.0.0.0:0", "[::]:0"];
+        let mut seen = HashSet::new();
+        for remote in remotes.map(addr) {
+            for local_ip in locals.map(|ip| ip.map(|ip| ip.parse().unwrap())) {
+                let path = Path { remote, local_ip };
+                assert_eq!(Path::from_words(path.to_words()), path);
+                assert!(seen.insert(path.to_words()), "{path:?}");
+                let channel = begun(Tag::new(0, [0; 6]), path);
+                for other in remotes.map(addr) {
+                    assert_eq!(channel.is_at(other), other == remote, "{path:?} {other}");
+                }
+            }
+        }
+    }
+
+    /// Readers see one path or the other, however often writers change it.
+    #[test]
+    fn a_path_is_never_read_half_changed() {
+        let paths = [1_u8, 2].map(|n| Path {
+            remote: SocketAddr::from(([n; 16], u16::from_be_bytes([n; 2]))),
+            local_ip: Some(IpAddr::from([n; 16])),
+        });
+        let channel = begun(Tag::new(0, [0; 6]), paths[0]);
+        let changed = [AtomicU32::new(0), AtomicU32::new(0)];
+        std::thread::scope(|scope| {
+            for (path, changed) in paths.iter().zip(&changed) {
+                scope.spawn(|| {
+                    while changed.load(Relaxed) < 10_000 {
+                        changed.fetch_add(channel.set_path(*path).into(), Relaxed);
+                        std::thread::yield_now();
+                    }
+                });
+            }
+            let [mut read, mut seen] = [0, 0];
+            while read < 10_000 || changed.iter().any(|changed| changed.load(Relaxed) < 10_000) {
+                if let Some(words) = channel.words() {
+                    let path = Path::from_words(words);
+                    seen |= 1 << paths.iter().position(|known| *known == path).unwrap();
+                    read += 1;
+                }
+            }
+            assert_eq!(seen, 0b11);
+        });
+    }
+
     #[test]
     fn a_cookie_is_for_one_leg_at_one_address_and_for_a_while() {
         let channels = Channels::new(1).unwrap();
@@ -293,7 +504,7 @@ mod tests {
         let channels = Channels::new(1).unwrap();
         let home = Path { remote: addr("192.0.2.7:4000"), local_ip: None };
         let moved = Path { remote: addr("192.0.2.7:4001"), ..home };
-        let channel = Channel::new(channels.tag(0, 0), home, 1200);
+        let channel = begun(channels.tag(0, 0), home);
         assert_eq!(channel.open_path(SECOND), None, "never proven");
         assert!(channel.is_at(home.remote), "but the connection's own address may send");
         channel.prove(home, SECOND);
@@ -314,7 +525,7 @@ mod tests {
     fn probes_are_answered_in_a_burst_and_then_at_their_interval() {
         let channels = Channels::new(1).unwrap();
         let home = Path { remote: addr("192.0.2.7:4000"), local_ip: None };
-        let channel = Channel::new(channels.tag(0, 0), home, 1200);
+        let channel = begun(channels.tag(0, 0), home);
         let mut now = 17 * SECOND;
         let burst = |now| (0..100).filter(|_| channel.take_probe(now)).count();
         assert_eq!(burst(now), 4);

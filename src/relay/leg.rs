@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -33,20 +33,23 @@ const SEND_BUFFER_MAX_BYTES: usize = DATAGRAM_SEND_BUFFER_BYTES / 2;
 const CONTROL_LOSS_TIME: Duration = Duration::from_secs(1);
 
 /// Shared by the session that owns the connection, by the other legs that send to it, and by the hub.
+///
+/// In this order, so that a raw packet touches the first two cache lines and no more.
+#[repr(C, align(64))]
 pub(super) struct Leg {
-    pub id: ConnId,
+    channel: Channel,
+    /// Where what this leg sends goes. Set by the hub alone.
+    link: ArcSwapOption<Leg>,
+    pub meter: Arc<Meter>,
     pub role: Role,
+    /// Whose thread drives the connection.
+    pub shard: u8,
+    /// Whether the client takes raw packets, and the relay moves them.
+    pub wants_channel: bool,
+    pub id: ConnId,
     /// The allocation's public name, for logs.
     pub handle: Handle,
     pub connection: quinn::Connection,
-    /// Whose thread drives the connection.
-    pub shard: u8,
-    pub meter: Arc<Meter>,
-    /// Whether the client takes raw packets, and the relay moves them.
-    pub wants_channel: bool,
-    channel: OnceLock<Channel>,
-    /// Where what this leg sends goes. Set by the hub alone.
-    link: ArcSwapOption<Leg>,
     link_changed: Notify,
     /// What quinn says of an empty send buffer.
     empty_buffer_bytes: usize,
@@ -167,7 +170,7 @@ impl Leg {
             connection,
             shard: origin.shard,
             wants_channel: origin.wants_channel,
-            channel: OnceLock::new(),
+            channel: Channel::none(),
             meter,
             link: ArcSwapOption::empty(),
             link_changed: Notify::new(),
@@ -185,19 +188,14 @@ impl Leg {
         leg
     }
 
-    /// Its raw channel, if it has been given one. Wait-free.
+    /// Its raw channel, if it has been given one.
     pub fn channel(&self) -> Option<&Channel> {
-        self.channel.get()
+        self.channel.tag().is_some().then_some(&self.channel)
     }
 
-    /// Gives it a raw channel, once, and has the client told. Whether it was the first.
-    pub fn set_channel(&self, channel: Channel) -> bool {
-        let tag = channel.tag;
-        let first = self.channel.set(channel).is_ok();
-        if first {
-            self.tell(|outbox| outbox.channel = Some(tag));
-        }
-        first
+    /// Where its raw channel will be, for who gives it one.
+    pub(super) fn place_for_channel(&self) -> &Channel {
+        &self.channel
     }
 
     /// The largest UDP payload that the path to the client is known to carry.

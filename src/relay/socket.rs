@@ -12,11 +12,11 @@ use std::{
     collections::VecDeque,
     fmt, io,
     io::IoSliceMut,
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker, ready},
@@ -27,10 +27,10 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{EcnCodepoint, RecvMeta, Transmit},
 };
-use tokio::io::Interest;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
-    channel::Path,
+    channel::{Channel, Path},
     entry,
     forward::{drop_reason, forward_datagram, not_forwarded},
     hub::Hub,
@@ -40,7 +40,10 @@ use super::{
 use crate::{
     metrics::{DropReason, GuardIgnored},
     quic::udp::Udp,
-    wire::channel::{self, HEADER_LEN, Packet, Tag},
+    wire::{
+        Role,
+        channel::{self, HEADER_LEN, Packet, Tag},
+    },
 };
 
 /// Packets of raw channels that are moved in one go, before others have their turn; a batch more at most. The
@@ -143,7 +146,10 @@ impl Mailbox {
 /// A shard's socket, as quinn sees it.
 pub(super) struct ShardSocket {
     shard: u8,
-    io: tokio::net::UdpSocket,
+    /// Registered for what arrives alone. Each packet that has been sent makes room in the send buffer, which would
+    /// be news as well, at the price of a tenth of the packet's, and would wake up a shard that has nothing to do.
+    io: AsyncFd<UdpSocket>,
+    room: Room,
     udp: Udp,
     mailboxes: Arc<Mailboxes>,
     /// What quinn was last given came from other shards.
@@ -163,19 +169,15 @@ impl fmt::Debug for ShardSocket {
 
 impl ShardSocket {
     /// Call it inside the shard's runtime.
-    pub fn new(
-        shard: u8,
-        socket: std::net::UdpSocket,
-        mailboxes: Arc<Mailboxes>,
-        hub: Arc<Hub>,
-    ) -> io::Result<Self> {
+    pub fn new(shard: u8, socket: UdpSocket, mailboxes: Arc<Mailboxes>, hub: Arc<Hub>) -> io::Result<Self> {
         let udp = Udp::new(&socket)?;
         Ok(Self {
             shard,
             udp,
             hands_over_many: AtomicBool::new(false),
             is_wildcard: socket.local_addr()?.ip().is_unspecified(),
-            io: tokio::net::UdpSocket::from_std(socket)?,
+            room: Room::default(),
+            io: registered(socket, Interest::READABLE)?,
             mailboxes,
             had_strays: AtomicBool::new(false),
             hub,
@@ -190,7 +192,7 @@ impl ShardSocket {
         }
         // A system that hands over one message at a time always has fewer.
         if received < buffers && self.hands_over_many.load(Relaxed) {
-            let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let nothing = |_: &_| Err::<(), _>(io::ErrorKind::WouldBlock.into());
             let _ = self.io.try_io(Interest::READABLE, nothing);
         }
     }
@@ -213,7 +215,7 @@ impl ShardSocket {
         let (mut kept, mut at) = (0, 0);
         while at < train.len() {
             let whose = self.whose(train, at, stride);
-            let mut end = at;
+            let mut end = (at + stride).min(train.len());
             while end < train.len() && self.whose(train, end, stride) == whose {
                 end = (end + stride).min(train.len());
             }
@@ -334,6 +336,51 @@ impl ShardSocket {
 
     /// Forwards packets of one leg, all of them data and as long as `stride`, but for the last.
     fn forward_run(&self, meta: &RecvMeta, run: &mut [u8], stride: usize, tag: Tag) {
+        let now_nanos = self.hub.clock.nanos();
+        let way = self.hub.channels.look(tag, |leg| self.charge_whole(leg, meta, run, stride, now_nanos));
+        match way {
+            Some(Some(way)) => self.send_whole(&way, meta, run, stride, tag),
+            Some(None) => self.forward_in_parts(meta, run, stride, tag, now_nanos),
+            None => self.hub.metrics.dropped(DropReason::RawTag, run.len().div_ceil(stride) as u64),
+        }
+    }
+
+    /// The way of nearly every packet: where to send all of them at once, if all may pass, and are charged.
+    fn charge_whole(
+        &self,
+        leg: &Leg,
+        meta: &RecvMeta,
+        run: &[u8],
+        stride: usize,
+        now_nanos: u64,
+    ) -> Option<Way> {
+        leg.channel().filter(|channel| channel.is_at(meta.addr))?;
+        let link = leg.link();
+        let other = link.as_ref()?.channel()?;
+        let way = Way { path: other.open_path(now_nanos)?, tag: other.tag()?, role: leg.role };
+        let fits =
+            stride.min(run.len()) <= other.max_packet_bytes() && run.len() <= self.together(stride) * stride;
+        let (packets, bytes) = weight(run, stride);
+        (fits && leg.meter.charge_datagrams(now_nanos, leg.role, packets, bytes).is_ok()).then_some(way)
+    }
+
+    fn send_whole(&self, way: &Way, meta: &RecvMeta, run: &mut [u8], stride: usize, tag: Tag) {
+        if let Err(reason) = self.send_charged(way, meta, run, stride) {
+            let (packets, bytes) = weight(run, stride);
+            // A leg that has left in this very moment is charged for what its client believes sent.
+            self.hub.channels.look(tag, |leg| leg.meter.refund_datagrams(leg.role, packets, bytes));
+            self.hub.metrics.dropped(reason, packets as u64);
+        }
+    }
+
+    /// How many packets of this length can be sent at once.
+    fn together(&self, stride: usize) -> usize {
+        self.udp.max_send_segments().min(MAX_TRAIN_BYTES / stride).max(1)
+    }
+
+    /// Where not all may go the same way, or not at all: packet by packet, each counted.
+    #[cold]
+    fn forward_in_parts(&self, meta: &RecvMeta, run: &mut [u8], stride: usize, tag: Tag, now_nanos: u64) {
         let hub = &*self.hub;
         let packets = run.len().div_ceil(stride) as u64;
         let Some(leg) = hub.channels.leg(tag) else {
@@ -346,35 +393,38 @@ impl ShardSocket {
         let Some(other) = link.as_ref() else {
             return hub.metrics.dropped(DropReason::NoPeer, packets);
         };
-        let now_nanos = hub.clock.nanos();
-        let open = other.channel().and_then(|channel| Some((channel, channel.open_path(now_nanos)?)));
-        let Some((channel, path)) = open else {
+        let way = |channel: &Channel| {
+            let way = Way { path: channel.open_path(now_nanos)?, tag: channel.tag()?, role: leg.role };
+            Some((way, channel.max_packet_bytes()))
+        };
+        let Some((way, max_bytes)) = other.channel().and_then(way) else {
             for packet in run.chunks(stride) {
                 let payload = packet.get(HEADER_LEN..).unwrap_or_default();
                 forward_datagram(hub, &leg, Bytes::copy_from_slice(payload));
             }
             return;
         };
-        let out = Out { leg: &leg, path, meta, tag: channel.tag, now_nanos };
-        let max_bytes = channel.max_packet_bytes();
-        let together = self.udp.max_send_segments().min(MAX_TRAIN_BYTES / stride).max(1);
-        for group in run.chunks_mut(stride.saturating_mul(together)) {
+        let send = |packets: &mut [u8], stride: usize| {
+            let (number, bytes) = weight(packets, stride);
+            leg.meter.charge_datagrams(now_nanos, leg.role, number, bytes).map_err(drop_reason)?;
+            if let Err(reason) = self.send_charged(&way, meta, packets, stride) {
+                leg.meter.refund_datagrams(leg.role, number, bytes);
+                hub.metrics.dropped(reason, number as u64);
+            }
+            Ok(())
+        };
+        for group in run.chunks_mut(stride.saturating_mul(self.together(stride))) {
             // A train passes as a whole, or packet by packet where not all of it may.
-            if stride.min(group.len()) <= max_bytes && out.charge(group, stride).is_ok() {
-                self.send_charged(&out, group, stride);
+            if stride.min(group.len()) <= max_bytes && send(group, stride).is_ok() {
                 continue;
             }
             for packet in group.chunks_mut(stride) {
                 let len = packet.len();
-                let charged =
-                    if len > max_bytes { Err(DropReason::TooLarge) } else { out.charge(packet, len) };
-                match charged {
-                    Ok(()) => self.send_charged(&out, packet, len),
-                    Err(reason) => {
-                        not_forwarded(hub, &leg, reason);
-                        if reason == DropReason::Quota {
-                            return;
-                        }
+                let sent = if len > max_bytes { Err(DropReason::TooLarge) } else { send(packet, len) };
+                if let Err(reason) = sent {
+                    not_forwarded(hub, &leg, reason);
+                    if reason == DropReason::Quota {
+                        return;
                     }
                 }
             }
@@ -382,21 +432,27 @@ impl ShardSocket {
     }
 
     /// Sends packets that have been charged, all of them or none.
-    fn send_charged(&self, out: &Out<'_>, group: &mut [u8], stride: usize) {
+    ///
+    /// # Errors
+    /// Why none was sent; it is for the caller to refund and count them.
+    fn send_charged(
+        &self,
+        way: &Way,
+        meta: &RecvMeta,
+        group: &mut [u8],
+        stride: usize,
+    ) -> Result<(), DropReason> {
         let (packets, bytes) = weight(group, stride);
-        let leg = out.leg;
         for packet in group.chunks_mut(stride) {
-            channel::readdress(packet, out.tag);
+            channel::readdress(packet, way.tag);
         }
-        if let Err(reason) = self.send(out.path, out.meta.ecn, group, stride) {
-            leg.meter.refund_datagrams(leg.role, packets, bytes);
-            return self.hub.metrics.dropped(reason, packets as u64);
-        }
+        self.send(way.path, meta.ecn, group, stride)?;
         let (packets, bytes) = (packets as u64, bytes as u64);
-        let forwarded = self.hub.metrics.forwarded(leg.role);
+        let forwarded = self.hub.metrics.forwarded(way.role);
         forwarded.raw_datagrams.inc_by(packets);
         forwarded.datagrams.inc_by(packets);
         forwarded.datagram_bytes.inc_by(bytes);
+        Ok(())
     }
 
     /// Sends packets of this length, the last may be shorter. The kernel takes all or none, at once.
@@ -414,30 +470,20 @@ impl ShardSocket {
             segment_size: (contents.len() > stride).then_some(stride),
             src_ip: to.local_ip.filter(|_| self.is_wildcard),
         };
-        self.udp.send(&self.io, &transmit).map_err(|error| match error.kind() {
+        self.udp.send(self.io.get_ref(), &transmit).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => DropReason::BufferFull,
             _ => DropReason::SendFailed,
         })
     }
 }
 
-/// Where a run of packets goes.
-struct Out<'a> {
-    /// Whose they are.
-    leg: &'a Leg,
+/// Where packets go.
+struct Way {
     path: Path,
-    meta: &'a RecvMeta,
     /// The receiver's.
     tag: Tag,
-    now_nanos: u64,
-}
-
-impl Out<'_> {
-    /// Charges all of these packets or none.
-    fn charge(&self, group: &[u8], stride: usize) -> Result<(), DropReason> {
-        let (packets, bytes) = weight(group, stride);
-        self.leg.meter.charge_datagrams(self.now_nanos, self.leg.role, packets, bytes).map_err(drop_reason)
-    }
+    /// Who sent them.
+    role: Role,
 }
 
 /// How many packets, and how many bytes of payload.
@@ -472,7 +518,7 @@ impl AsyncUdpSocket for ShardSocket {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let transmit = Transmit { src_ip: transmit.src_ip.filter(|_| self.is_wildcard), ..transmit.clone() };
-        self.io.try_io(Interest::WRITABLE, || self.udp.send_or_lose(&self.io, &transmit))
+        self.room.try_send(|| self.udp.send_or_lose(self.io.get_ref(), &transmit))
     }
 
     fn poll_recv(
@@ -495,10 +541,10 @@ impl AsyncUdpSocket for ShardSocket {
         let mut packets = 0;
         while packets < MAX_PACKETS {
             packets += 1;
-            ready!(self.io.poll_recv_ready(cx))?;
-            let received = self.io.try_io(Interest::READABLE, || self.udp.recv(&self.io, bufs, meta));
+            let mut readable = ready!(self.io.poll_read_ready(cx))?;
+            let received = readable.try_io(|io| self.udp.recv(io.get_ref(), bufs, meta));
             // An error is that of one packet, or there was none: the readiness says which, next time round.
-            let Ok(received) = received else { continue };
+            let Ok(Ok(received)) = received else { continue };
             self.note_drained(received, meta.len());
             let (Some(bufs), Some(meta)) = (bufs.get_mut(..received), meta.get_mut(..received)) else {
                 continue;
@@ -526,7 +572,7 @@ impl AsyncUdpSocket for ShardSocket {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.io.local_addr()
+        self.io.get_ref().local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
@@ -539,6 +585,65 @@ impl AsyncUdpSocket for ShardSocket {
 
     fn may_fragment(&self) -> bool {
         self.udp.may_fragment()
+    }
+}
+
+/// tokio's newer way is unsafe, for the sake of types that may close their descriptor early or change it. A socket
+/// of the standard library's does neither.
+#[allow(deprecated)]
+fn registered(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+    AsyncFd::with_interest(socket, interest)
+}
+
+/// Room in the socket's send buffer: the system is asked to tell of it only while somebody waits.
+#[derive(Default)]
+struct Room {
+    /// There was none when it was last looked for.
+    lacking: AtomicBool,
+    /// The socket, registered for that by those who wait now.
+    awaited: Mutex<Weak<AsyncFd<UdpSocket>>>,
+}
+
+impl Room {
+    fn awaited(&self) -> std::sync::MutexGuard<'_, Weak<AsyncFd<UdpSocket>>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_send(&self, send: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let sent = if self.lacking.load(Relaxed) {
+            let awaited = self.awaited().upgrade();
+            let sent = match awaited {
+                // Has those who wait go on waiting when there is no room after all.
+                Some(io) => io.try_io(Interest::WRITABLE, |_| send()),
+                None => send(),
+            };
+            if sent.is_ok() {
+                self.lacking.store(false, Relaxed);
+            }
+            sent
+        } else {
+            send()
+        };
+        if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            self.lacking.store(true, Relaxed);
+        }
+        sent
+    }
+
+    /// Waits until there is room. Cancel-safe.
+    async fn wait(&self, socket: &UdpSocket) -> io::Result<()> {
+        let io = {
+            let mut awaited = self.awaited();
+            match awaited.upgrade() {
+                Some(io) => io,
+                None => {
+                    let io = Arc::new(registered(socket.try_clone()?, Interest::WRITABLE)?);
+                    *awaited = Arc::downgrade(&io);
+                    io
+                }
+            }
+        };
+        io.writable().await.map(|_| ())
     }
 }
 
@@ -559,11 +664,13 @@ impl fmt::Debug for Writable {
 impl UdpPoller for Writable {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // There nearly always is room, and what waits for it costs memory.
-        if self.waiting.is_none() && self.socket.io.try_io(Interest::WRITABLE, || Ok(())).is_ok() {
+        if self.waiting.is_none() && !self.socket.room.lacking.load(Relaxed) {
             return Poll::Ready(Ok(()));
         }
         let socket = self.socket.clone();
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(async move { socket.io.writable().await }));
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| Box::pin(async move { socket.room.wait(socket.io.get_ref()).await }));
         let outcome = ready!(waiting.as_mut().poll(cx));
         self.waiting = None;
         Poll::Ready(outcome)
@@ -700,7 +807,7 @@ mod tests {
         let socket = socket(Arc::new(hub(&harness)), 1, mailboxes.clone());
         let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client.send_to(&[0x40, 1, 7], socket.local_addr().unwrap()).await.unwrap();
-        socket.io.readable().await.unwrap();
+        let _ = socket.io.readable().await.unwrap();
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(woken.clone());
         for stray in 0..2 {
@@ -730,7 +837,7 @@ mod tests {
         for _ in 0..200 {
             client.send_to(&packet, socket.local_addr().unwrap()).await.unwrap();
         }
-        socket.io.readable().await.unwrap();
+        let _ = socket.io.readable().await.unwrap();
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(woken.clone());
         let mut turns = 0;
