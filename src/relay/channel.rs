@@ -184,7 +184,7 @@ impl Channel {
             let before = self.path_version.load(Acquire);
             let words = std::array::from_fn(|at| self.path.get(at).map_or(0, |word| word.load(Relaxed)));
             fence(Acquire);
-            if before % 2 == 0 && self.path_version.load(Relaxed) == before {
+            if before.is_multiple_of(2) && self.path_version.load(Relaxed) == before {
                 return Some(words);
             }
             std::hint::spin_loop();

@@ -66,6 +66,8 @@ pub(super) struct Leg {
     pub datagrams: DatagramCounts,
     /// The second in which its allocation was last reported to be over its rate; kept on the device's side.
     over_rate_secs: AtomicU64,
+    /// QUIC had nothing to do between the sweep's last two looks.
+    quiet: AtomicBool,
     watched: Mutex<Watched>,
 }
 
@@ -122,6 +124,7 @@ struct Watched {
     address: SocketAddr,
     received_packets: u64,
     last_received: Duration,
+    handed: u64,
     announced: Option<PathLimits>,
     receive_overflow: u64,
     path_shrank: u64,
@@ -155,6 +158,7 @@ impl Leg {
             address: connection.remote_address(),
             received_packets: 0,
             last_received: mono,
+            handed: 0,
             announced: None,
             receive_overflow: 0,
             path_shrank: 0,
@@ -182,6 +186,7 @@ impl Leg {
             close_decided: Notify::new(),
             datagrams: DatagramCounts::default(),
             over_rate_secs: AtomicU64::new(0),
+            quiet: AtomicBool::new(false),
             watched: Mutex::new(watched),
         };
         leg.fit_to_limits();
@@ -356,7 +361,12 @@ impl Leg {
         }
     }
 
-    /// Looks at what quinn has no events for. Called every few hundred milliseconds.
+    /// Whether QUIC had nothing to do when it was last looked at: then there is no hurry to look again.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::Relaxed)
+    }
+
+    /// Looks at what quinn has no events for. Called every few hundred milliseconds, and once a second while quiet.
     pub fn observe(&self, mono: Duration, metrics: &Metrics) -> Observed {
         self.announce_path();
         // Read before the statistics: what is handed over in between is then seen as sent, not as lost.
@@ -370,8 +380,12 @@ impl Leg {
         }
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
 
-        if stats.udp_rx.datagrams != watched.received_packets {
-            watched.received_packets = stats.udp_rx.datagrams;
+        let received = std::mem::replace(&mut watched.received_packets, stats.udp_rx.datagrams);
+        let handed_before = std::mem::replace(&mut watched.handed, handed);
+        let control_written = self.control_written.swap(false, Ordering::Relaxed);
+        let quiet = received == stats.udp_rx.datagrams && handed == handed_before && !control_written;
+        self.quiet.store(quiet, Ordering::Relaxed);
+        if received != stats.udp_rx.datagrams {
             watched.last_received = mono;
         }
         if self.datagrams.reader_waits.load(Ordering::Acquire) {
@@ -384,7 +398,7 @@ impl Leg {
             metrics.dropped(DropReason::PathShrank, lost.saturating_sub(watched.path_shrank));
             watched.path_shrank = watched.path_shrank.max(lost);
         }
-        if self.control_written.swap(false, Ordering::Relaxed) {
+        if control_written {
             watched.control_may_be_lost_until = mono + CONTROL_LOSS_TIME.max(stats.path.rtt * 4);
         }
         if stats.path.lost_packets != watched.lost_packets {
