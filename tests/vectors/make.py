@@ -472,6 +472,154 @@ def tokens():
     }
 
 
+# --- issuer tokens: JWTs (RFC 7515, 7519, 8037) ------------------------------------------------------------
+
+ISSUER_SEED = bytes(range(0x60, 0x80))
+ISSUER_KEY = public_key(ISSUER_SEED)
+KID = "backend-2026"
+JWT_HEADER = {"typ": "relay+jwt", "alg": "EdDSA", "kid": KID}
+JWT_CLAIMS = {"aud": RELAY_ID, "exp": EXPIRES_AT, "jti": ALLOCATION_ID, "dev": DEVICE_KEY.hex(), "peer": PEER_KEY.hex()}
+JWT_LIMITS = {"bps": 1250000, "quota": 1000000000, "tier": "gold"}
+
+
+def compact(value):
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def jwt_of(header, claims, seed=ISSUER_SEED):
+    """The compact form, signed; header and claims may be texts that are no good JSON."""
+    signed = f"{text_of(compact(header).encode())}.{text_of(compact(claims).encode())}"
+    return f"{signed}.{text_of(sign(seed, signed.encode()))}"
+
+
+def jwts():
+    def valid(name, header=JWT_HEADER, claims=JWT_CLAIMS, said=None):
+        token = jwt_of(header, claims)
+        said = said or claims
+        fields = {
+            "relay_id": said["aud"].lower(),
+            "allocation_id": said["jti"].lower(),
+            "device_id": said["dev"].lower(),
+            "peer_id": said["peer"].lower(),
+            "expires_at": str(said["exp"]),
+            "not_before": str(said["nbf"]) if "nbf" in said else None,
+            "bandwidth_limit": str(said.get("bps", 0)),
+            "quota_bytes": str(said.get("quota", 0)),
+            "tier": said.get("tier"),
+        }
+        return {
+            "name": name,
+            "header": compact(header),
+            "claims": compact(claims),
+            "fields": {key: value for key, value in fields.items() if value is not None},
+            "token": token,
+            "token_sha256": hashlib.sha256(token.encode()).hexdigest(),
+        }
+
+    good = jwt_of(JWT_HEADER, JWT_CLAIMS)
+    signed, _, signature = good.rpartition(".")
+    invalid = "TOKEN_INVALID"
+
+    def refused(name, reason, token, code=invalid, **expected):
+        ask = {"relay_id": RELAY_ID, "allocation_id": ALLOCATION_ID, "now": str(NOW), "max_lifetime_s": str(MAX_LIFETIME)}
+        return {"name": name, "reason": reason, "code": code, "token": token, "expected": ask | expected}
+
+    def header(name, reason, **members):
+        """Another header; None takes a member away."""
+        changed = {key: value for key, value in (JWT_HEADER | members).items() if value is not None}
+        return refused(name, reason, jwt_of(changed, JWT_CLAIMS))
+
+    def claims(name, reason, **members):
+        changed = {key: value for key, value in (JWT_CLAIMS | members).items() if value is not None}
+        return refused(name, reason, jwt_of(JWT_HEADER, changed))
+
+    def texts(name, reason, header=JWT_HEADER, claims=JWT_CLAIMS):
+        return refused(name, reason, jwt_of(header, claims))
+
+    weak = (1).to_bytes(32, "little").hex()
+    s_plus = int.from_bytes(sign(ISSUER_SEED, signed.encode())[32:], "little") + L
+    malleable = sign(ISSUER_SEED, signed.encode())[:32] + s_plus.to_bytes(32, "little")
+    claims_text = compact(JWT_CLAIMS)
+    # Four of the last character's six bits say nothing: another spelling of the same bytes sets some of them.
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    other_spelling = signature[:-1] + alphabet[alphabet.index(signature[-1]) + 1]
+    sha512_hmac = text_of(hashlib.sha512(signed.encode()).digest())
+    return {
+        "issuer_seed": ISSUER_SEED.hex(),
+        "issuer_key": ISSUER_KEY.hex(),
+        "kid": KID,
+        "valid": [
+            valid("the least that a token says"),
+            valid("all that it may say", claims=JWT_CLAIMS | JWT_LIMITS | {"nbf": NOW}),
+            valid("the other name of the algorithm", header=JWT_HEADER | {"alg": "Ed25519"}),
+            valid("what is not asked for is ignored", header=JWT_HEADER | {"cty": "x", "x5t": "AA"},
+                  claims=JWT_CLAIMS | {"iss": "backend", "iat": NOW + 0.5, "sub": None, "more": {"a": [1, {}]}}),
+            valid("0 asks for the tier's default", claims=JWT_CLAIMS | {"bps": 0, "quota": 0}),
+            valid("hex in capitals", claims=JWT_CLAIMS | {"aud": RELAY_ID.upper(), "dev": DEVICE_KEY.hex().upper()}),
+            valid("the largest numbers", claims=JWT_CLAIMS | {"exp": 2**64 - 1, "bps": 2**64 - 1, "quota": 2**64 - 1}),
+            valid("blanks and escapes in the JSON", claims="{ " + claims_text[1:-1].replace('"exp"', '"\\u0065xp"') + "\n}", said=JWT_CLAIMS),
+        ],
+        "refused": [
+            refused("nothing between the dots", "jwt_form", ".."),
+            refused("no signature", "jwt_form", signed + "."),
+            refused("unsecured, as alg none is", "jwt_alg", jwt_of(JWT_HEADER | {"alg": "none"}, JWT_CLAIMS)),
+            refused("unsecured, without a signature at all", "jwt_form", f"{text_of(compact(JWT_HEADER | {'alg': 'none'}).encode())}.{signed.partition('.')[2]}."),
+            refused("a fourth part", "jwt_form", good + ".e30"),
+            refused("padding", "jwt_form", good + "=="),
+            refused("a line's end", "jwt_form", good + "\n"),
+            refused("the signature in another spelling of the same bytes", "jwt_form", f"{signed}.{other_spelling}"),
+            refused("more than 2048 bytes", "jwt_too_long", jwt_of(JWT_HEADER, JWT_CLAIMS | {"pad": "x" * 1400})),
+            header("an ordinary JWT", "jwt_typ", typ="JWT"),
+            header("typ in capitals", "jwt_typ", typ="RELAY+JWT"),
+            header("no typ", "jwt_typ", typ=None),
+            header("HMAC", "jwt_alg", alg="HS512"),
+            header("ECDSA", "jwt_alg", alg="ES256"),
+            header("no alg", "jwt_alg", alg=None),
+            header("no kid", "jwt_kid", kid=None),
+            header("a kid with a line's end", "jwt_kid", kid="backend-2026\n"),
+            header("its own key", "jwt_header", jwk={"kty": "OKP", "crv": "Ed25519", "x": text_of(PEER_KEY)}),
+            header("where its key is", "jwt_header", jku="https://example.com/jwks"),
+            header("where its certificate is", "jwt_header", x5u="https://example.com/cert"),
+            header("an extension", "jwt_header", crit=["b64"], b64=False),
+            texts("alg twice", "jwt_duplicate", header=compact(JWT_HEADER)[:-1] + ',"alg":"none"}'),
+            texts("a claim twice", "jwt_duplicate", claims=claims_text[:-1] + ',"quota":1,"quota":2}'),
+            texts("a claim twice, once with an escape", "jwt_duplicate", claims=claims_text[:-1] + ',"\\u0065xp":1}'),
+            texts("a member twice further in", "jwt_duplicate", claims=claims_text[:-1] + ',"x":{"y":1,"y":1}}'),
+            texts("claims that are a list", "jwt_json", claims="[]"),
+            texts("claims and something more", "jwt_json", claims=claims_text + "{}"),
+            header("an unknown issuer", "unknown_issuer", kid="backend-2027"),
+            refused("signed by the device", "signature", jwt_of(JWT_HEADER, JWT_CLAIMS, DEVICE_SEED)),
+            refused("a zeroed signature", "signature", signed + "." + "A" * 86),
+            refused("a hash for a signature", "signature", f"{signed}.{sha512_hmac}"),
+            refused("S plus the group's order", "signature", f"{signed}.{text_of(malleable)}"),
+            refused("another quota under the old signature", "signature", jwt_of(JWT_HEADER, JWT_CLAIMS | {"quota": 1}).rpartition(".")[0] + "." + signature),
+            claims("a list of audiences", "jwt_aud", aud=[RELAY_ID]),
+            claims("no audience", "jwt_aud", aud=None),
+            claims("no end", "jwt_exp", exp=None),
+            claims("an end with a fraction", "jwt_exp", exp=EXPIRES_AT + 0.5),
+            claims("an end as a text", "jwt_exp", exp=str(EXPIRES_AT)),
+            claims("an end before the epoch", "jwt_exp", exp=-1),
+            claims("an end beyond 64 bits", "jwt_exp", exp=2**64),
+            claims("a beginning as a text", "jwt_nbf", nbf="now"),
+            claims("no allocation", "jwt_jti", jti=None),
+            claims("an allocation as a UUID with dashes", "jwt_jti", jti="5f8e2d71-c4b0-3a96-17e0-d2486bfa9c3f"),
+            claims("no device", "jwt_dev", dev=None),
+            claims("a device in base64", "jwt_dev", dev=text_of(DEVICE_KEY)),
+            claims("no peer", "jwt_peer", peer=None),
+            claims("a rate as a text", "jwt_bps", bps="10"),
+            claims("a quota below nothing", "jwt_quota", quota=-1),
+            claims("a tier that is a number", "jwt_tier", tier=1),
+            claims("the device's key is of small order", "device_key", dev=weak),
+            claims("the peer's key is of small order", "peer_key", peer=weak),
+            claims("another relay", "wrong_relay", aud="00" * 16),
+            refused("another allocation is asked for", "wrong_allocation", good, "ALLOCATION_MISMATCH", allocation_id=OTHER_ALLOCATION_ID),
+            claims("it begins in a second", "not_yet_valid", nbf=NOW + 1),
+            refused("it ends now", "expired", good, "TOKEN_EXPIRED", now=str(EXPIRES_AT)),
+            refused("one second longer than the relay allows", "lifetime_too_long", good, max_lifetime_s="3599"),
+        ],
+    }
+
+
 RELAY_A = {"addr": "192.0.2.10", "port": 4433, "server_name": "relay-a.example.net", "spki": pin_of(SPKI_SHA256), "region": "eu-west"}
 RELAY_B = {"addr": "relay-b.example.net", "port": 443, "server_name": "relay-b.example.net", "spki": "", "region": ""}
 
@@ -646,6 +794,7 @@ def files():
     yield "keys.json", keys()
     yield "ed25519-speccheck-verdicts.json", speccheck()
     yield "token.json", tokens() | {"affinity": {"allocation_id": ALLOCATION_ID, "byte": affinity}}
+    yield "jwt.json", jwts()
     yield "proof.json", PROOFS
     yield "frames.json", frames()
     yield "close-codes.json", close_codes()
