@@ -33,8 +33,9 @@
 //!    from the connection ID, so a client that changes its address stays. The guard says whether it may begin: by list, by its source's budget, by what floods there are. The shard's endpoint accepts it, if fewer than `max_unauthenticated` others are still without a token. Until
 //!    it has one it may open one stream, send 16 KiB, and take 3 s.
 //! 2. Its session reads `Hello`, checks the token (form, key, signature, audience, allocation, times: bytes become
-//!    a [`SignedToken`](wire::SignedToken), that a [`VerifiedToken`](wire::token::VerifiedToken), that
-//!    [`Claims`](wire::Claims)), and checks the proof, bound to this TLS session.
+//!    a [`SignedToken`](wire::SignedToken) of a device or an [`IssuerToken`](wire::IssuerToken) of a back end, that a
+//!    [`VerifiedToken`](wire::token::VerifiedToken), that [`Claims`](wire::Claims)), and checks the proof, bound to
+//!    this TLS session. What the signer may have is its tier.
 //! 3. The hub puts it into the [`Table`](table::Table), under the one mutex. The answer is a list of
 //!    [`Effect`](table::Effect)s: link these connections, close that one. They are carried out before the mutex is
 //!    let go, so that no two shards see them in different orders.
@@ -68,6 +69,8 @@
 //!   bring about is a Retry or silence, for all alike, and never more than three bytes for one.
 //! - Every queue, buffer and wait is bounded, and the bound says why. What a client is to be told sits in slots
 //!   where the latest wins, so a client that does not read costs a few hundred bytes.
+//! - Who may have what can change while sessions run: it is judged under the table's mutex, for those who join as for
+//!   those who are there, so nobody slips between the old rules and the new.
 //! - A panic in a session ends that session, a panic over a packet costs what arrived with it; both are counted,
 //!   and nothing else happens. A shard that is lost all the same ends the daemon, for its supervisor to start anew.
 //! - No payload, token or key is logged; addresses only at debug, but where the operator asks for those of security
