@@ -5,6 +5,7 @@ use quinn::Incoming;
 use super::{
     hub::Hub,
     shard::{Shard, Unauthenticated},
+    unproven::Handshake,
 };
 use crate::guard::{Entry, Limit, Opening, SecurityEvent, Subject};
 
@@ -22,6 +23,8 @@ pub(super) struct Caller {
     pub place: Unauthenticated,
     /// Whether its source has paid for it.
     pub counted: bool,
+    /// Unless its address has proven itself: what may be sent there.
+    pub cover: Option<Handshake>,
 }
 
 /// Whether an attempt may begin its handshake. If not, what there is to say has been said.
@@ -53,7 +56,16 @@ pub(super) fn screen(hub: &Hub, shard: &Shard, incoming: Incoming) -> Option<Cal
         retry(hub, incoming);
         return None;
     }
-    Some(Caller { incoming, place, counted })
+    let cover = if proven {
+        None
+    } else {
+        let Some(cover) = hub.unproven.open(incoming.remote_address()) else {
+            retry(hub, incoming);
+            return None;
+        };
+        Some(cover)
+    };
+    Some(Caller { incoming, place, counted, cover })
 }
 
 fn retry(hub: &Hub, incoming: Incoming) {

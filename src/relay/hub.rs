@@ -19,6 +19,7 @@ use super::{
     auth::{Admission, Rejection},
     channel::Channels,
     leg::{Leg, Origin},
+    unproven::Unproven,
 };
 use crate::{
     clock::Clock,
@@ -40,6 +41,7 @@ pub(super) struct Hub {
     pub metrics: Arc<Metrics>,
     pub security: SecurityEvents,
     pub guard: Arc<Guard>,
+    pub unproven: Arc<Unproven>,
     pub relay_id: RelayId,
     pub verified: VerifiedTokens,
     pub channels: Channels,
@@ -72,6 +74,7 @@ impl Hub {
             metrics,
             security: guard.security().clone(),
             guard,
+            unproven: Arc::default(),
             relay_id,
             verified: VerifiedTokens::new(MAX_VERIFIED_TOKENS),
             channels,

@@ -34,6 +34,7 @@ mod steer;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod unproven;
 
 pub use auth::{Admission, Issuer, Pinned};
 pub use server::{DATAGRAM_RECEIVE_BUFFER_BYTES, MAX_SHARDS, RelayConfig, RelayServer, StartError};

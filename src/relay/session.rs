@@ -82,12 +82,18 @@ pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) {
 
 /// Handshake, Hello, proof. `None` when it ended there; what there was to say has been said.
 async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) -> Option<(Guard, Session)> {
-    let Caller { incoming, place: unauthenticated, counted } = caller;
+    let Caller { incoming, place: unauthenticated, counted, cover } = caller;
     let from = incoming.remote_address().ip();
     let connection = match incoming.accept() {
         Ok(connecting) => timeout(HANDSHAKE_TIMEOUT, connecting).await,
         Err(error) => Ok(Err(error)),
     };
+    if let Some(cover) = cover {
+        match &connection {
+            Ok(Ok(_)) => cover.finished(),
+            _ => cover.failed(hub.clock.mono()),
+        }
+    }
     let connection = match connection {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {

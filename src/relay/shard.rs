@@ -99,6 +99,7 @@ impl Shard {
     fn sweep(&self, hub: &Hub) {
         let mono = hub.clock.mono();
         hub.guard.tick(mono);
+        hub.unproven.tidy(mono);
         let changes = hub.guard.list_changes();
         let lists_changed = self.list_changes.swap(changes, Ordering::Relaxed) != changes;
         let round = self.sweeps.fetch_add(1, Ordering::Relaxed);

@@ -282,7 +282,10 @@ impl ShardSocket {
     fn is_worth_it(&self, meta: &RecvMeta, packet: &[u8]) -> bool {
         let hub = &*self.hub;
         match entry::opening(packet) {
-            Some(opening) => hub.guard.lets_through(meta.addr.ip(), opening, hub.clock.mono()),
+            Some(opening) => {
+                hub.unproven.received(meta.addr, packet.len());
+                hub.guard.lets_through(meta.addr.ip(), opening, hub.clock.mono())
+            }
             None => {
                 hub.metrics.guard.ignored(GuardIgnored::Malformed);
                 false
@@ -517,7 +520,19 @@ impl AsyncUdpSocket for ShardSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let transmit = Transmit { src_ip: transmit.src_ip.filter(|_| self.is_wildcard), ..transmit.clone() };
+        let mut transmit =
+            Transmit { src_ip: transmit.src_ip.filter(|_| self.is_wildcard), ..transmit.clone() };
+        if transmit.contents.first().is_some_and(|first| entry::is_long(*first)) {
+            let (bytes, stride) = (transmit.contents.len(), transmit.segment_size);
+            let covered = self.hub.unproven.cover(transmit.destination, bytes, stride.unwrap_or(bytes));
+            transmit.contents = transmit.contents.get(..covered).unwrap_or_default();
+            transmit.segment_size = stride.filter(|stride| *stride < covered);
+            if covered == 0 {
+                return Ok(());
+            }
+        } else {
+            self.hub.unproven.sent(transmit.destination, transmit.contents.len());
+        }
         self.room.try_send(|| self.udp.send_or_lose(self.io.get_ref(), &transmit))
     }
 

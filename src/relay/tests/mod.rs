@@ -3,6 +3,7 @@
 mod congestion;
 mod events;
 mod forwarding;
+mod guard;
 mod hostile;
 mod lean;
 mod life;
