@@ -147,12 +147,8 @@ impl Limit {
 /// Why an address may not come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BlockCause {
-    /// It is on a block list.
+    /// It lies in a network that is kept out, by the configuration or by an administrator.
     BlockList,
-    /// There is an allow list, and it is not on it.
-    NotAllowed,
-    /// It went over its limits too often.
-    Limits,
 }
 
 impl BlockCause {
@@ -160,8 +156,6 @@ impl BlockCause {
     pub const fn name(self) -> &'static str {
         match self {
             Self::BlockList => "block_list",
-            Self::NotAllowed => "not_allowed",
-            Self::Limits => "limits",
         }
     }
 }

@@ -31,6 +31,9 @@ listen_port = 0
 [security]
 log_addresses = {addresses}
 log_lines_per_sec = 100
+[guard]
+exempt_loopback = {exempt}
+allocation_requests_per_minute = 5
 """
 ATTACKS = 7
 FORMS = ["text", "json", "syslog"]
@@ -58,9 +61,9 @@ async def forged(relay):
 def attacked(configured):
     """The log of a relay that was attacked from 127.0.0.1."""
 
-    async def run(tmp_path, form, attacks, addresses=True):
+    async def run(tmp_path, form, attacks, addresses=True, exempt=True):
         process = configured(
-            CONFIG.format(addresses=str(addresses).lower()),
+            CONFIG.format(addresses=str(addresses).lower(), exempt=str(exempt).lower()),
             "--log-format",
             "json" if form == "json" else "text",
         )
@@ -208,6 +211,17 @@ async def test_fail2ban_counts_what_an_attacker_does_and_not_what_an_honest_clie
 async def test_crowdsec_raises_an_alert_for_an_attacker(attacked, tmp_path, form):
     log = await attacked(tmp_path, form, [forged] * ATTACKS)
     assert crowdsec(log, tmp_path / "crowdsec") == [("zrc-relay/abuse", "127.0.0.1")], log.read_text()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.limit(120)
+async def test_whoever_is_over_the_limits_of_a_source_is_counted(attacked, tmp_path, form):
+    log = await attacked(tmp_path, form, [expired] * 15, exempt=False)
+    text = log.read_text()
+    assert len(re.findall('"expired"', text)) == 5, text
+    assert len(re.findall('"source_requests"', text)) == 10, text
+    assert fail2ban(log) == ["127.0.0.1"] * 10, text
+    assert crowdsec(log, tmp_path / "crowdsec") == [("zrc-relay/abuse", "127.0.0.1")], text
 
 
 @pytest.mark.limit(120)
