@@ -19,6 +19,8 @@ pub mod verified;
 
 #[cfg(test)]
 mod vectors;
+#[cfg(test)]
+mod vectors_issuer;
 
 pub use any_token::AnyToken;
 pub use claims::{Claims, Identity, Signer};

@@ -9,7 +9,7 @@ use std::{
 use ed25519_dalek::SigningKey;
 use tokio::time::timeout;
 use zrc_relay::{
-    client::{End, Relay as Target, Session, Ticket},
+    client::{End, RefreshError, Relay as Target, Session, Ticket, TicketError},
     clock::Clock,
     wire::{
         AllocationId, AnyToken, CloseCode, DeviceId, IssuerFields, PeerId, PublicKey, RelayId, Role,
@@ -212,6 +212,40 @@ async fn r8_sighup_reads_again_what_nobody_noticed() {
     assert!(device.is_connected());
     served.relay.process.signal("TERM");
     assert!(tokio::task::block_in_place(|| served.relay.process.end()).success());
+}
+
+/// The client library takes an issuer's token wherever it takes a device's.
+#[tokio::test(flavor = "multi_thread")]
+async fn r1_6_a_session_is_refreshed_with_an_issuers_token() {
+    let served = Served::start().await;
+    let fields = IssuerFields {
+        relay_id: served.relay_id,
+        allocation_id: AllocationId([7; 16]),
+        device_id: DeviceId(*PublicKey::from(&key(3)).as_bytes()),
+        peer_id: PeerId(*PublicKey::from(&key(9)).as_bytes()),
+        expires_at_unix: Clock::start().unix_secs() + 600,
+        not_before_unix: None,
+        bandwidth_bytes_per_sec: None,
+        quota_bytes: Some(1000),
+        tier: None,
+    };
+    let mint = |fields: &IssuerFields| fields.sign(&key(5), &"k".parse().unwrap()).unwrap();
+    // A ticket is for the key that the token names.
+    let stranger = Ticket::peer(mint(&fields), key(8)).map(drop);
+    assert_eq!(stranger, Err(TicketError::NotThePeer));
+    let peer = served.target.connect(Ticket::peer(mint(&fields), key(9)).unwrap()).await.unwrap();
+    assert_eq!(peer.grant().quota_bytes, Some(1000));
+    let later = IssuerFields {
+        expires_at_unix: fields.expires_at_unix + 60,
+        quota_bytes: Some(2000),
+        ..fields.clone()
+    };
+    let grant = peer.refresh(mint(&later)).await.unwrap();
+    assert_eq!((grant.quota_bytes, grant.expires_at_unix), (Some(2000), later.expires_at_unix));
+    // By another issuer it is another allocation, whatever else is the same.
+    let other = later.sign(&key(5), &"k2".parse().unwrap()).unwrap();
+    assert!(matches!(peer.refresh(other).await, Err(RefreshError::OtherAllocation)));
+    assert!(peer.is_connected());
 }
 
 #[tokio::test(flavor = "multi_thread")]
