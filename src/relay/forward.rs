@@ -35,15 +35,19 @@ pub(super) async fn forward_datagrams(hub: Arc<Hub>, leg: Arc<Leg>) {
 
 /// Hands one datagram to the other leg as a QUIC datagram, or counts why not.
 pub(super) fn forward_datagram(hub: &Hub, leg: &Leg, payload: Bytes) {
+    let bytes = payload.len();
     if let Err(reason) = forward(hub, leg, payload) {
-        not_forwarded(hub, leg, reason);
+        not_forwarded(hub, leg, bytes, reason);
     }
 }
 
 /// Counts a datagram that was not forwarded; one that was too much for the quota ends the allocation.
-pub(super) fn not_forwarded(hub: &Hub, leg: &Leg, reason: DropReason) {
+pub(super) fn not_forwarded(hub: &Hub, leg: &Leg, bytes: usize, reason: DropReason) {
     hub.metrics.dropped(reason, 1);
     tracing::trace!(allocation = %leg.handle, connection = leg.id.0, reason = reason.name(), "datagram dropped");
+    if matches!(reason, DropReason::ByteRate | DropReason::PacketRate | DropReason::GlobalRate) {
+        leg.meter.count_dropped(bytes);
+    }
     match reason {
         DropReason::Quota => hub.quota_exceeded(leg),
         DropReason::ByteRate => over_rate(hub, leg, Limit::ByteRate),

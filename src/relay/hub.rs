@@ -145,6 +145,7 @@ impl Hub {
         };
         let meter = joined.meter.clone();
         let leg = Arc::new(Leg::new(id, role, joined.handle, connection.clone(), origin, meter, now.mono));
+        leg.notices.expires(joined.grant.expires_at_unix, now.unix);
         self.legs.insert(id, leg.clone());
         if joined.created {
             self.metrics.allocations_created.inc();
@@ -283,7 +284,10 @@ impl Hub {
                 Effect::Refreshed { conn, grant } => {
                     if let Some(leg) = self.leg(conn) {
                         leg.fit_to_limits();
+                        leg.notices.expires(grant.expires_at_unix, now.unix);
                         leg.tell(|outbox| outbox.refreshed = Some(grant));
+                        // Another quota has other marks, and what streams carry may pass them before the next sweep.
+                        leg.tell_usage();
                     }
                 }
                 Effect::Close { conn, code, message } => {

@@ -13,12 +13,16 @@ use arc_swap::ArcSwapOption;
 use quinn::PathStats;
 use tokio::sync::Notify;
 
-use super::{channel::Channel, tls::DATAGRAM_SEND_BUFFER_BYTES};
+use super::{channel::Channel, notices::Notices, tls::DATAGRAM_SEND_BUFFER_BYTES};
 use crate::{
     metrics::{DropReason, Metrics},
     quic::congestion,
-    table::{ConnId, Grant, Limits, Meter},
-    wire::{CloseCode, Handle, Role, channel::Tag},
+    table::{ConnId, Grant, Limits, Meter, Now},
+    wire::{
+        CloseCode, Handle, Role,
+        channel::Tag,
+        control::{Throttled, Usage},
+    },
 };
 
 /// Datagrams waiting to be sent are bounded in time: what has waited longer is better lost, for what is
@@ -68,6 +72,7 @@ pub(super) struct Leg {
     over_rate_secs: AtomicU64,
     /// QUIC had nothing to do between the sweep's last two looks.
     quiet: AtomicBool,
+    pub notices: Notices,
     watched: Mutex<Watched>,
 }
 
@@ -81,6 +86,10 @@ pub(super) struct Outbox {
     pub path_limit: Option<PathLimits>,
     pub channel: Option<Tag>,
     pub refreshed: Option<Grant>,
+    pub usage: Option<Usage>,
+    pub throttled: Option<Throttled>,
+    /// When the token expires, unix seconds.
+    pub expiring: Option<u64>,
     pub close: Option<Close>,
 }
 
@@ -165,6 +174,7 @@ impl Leg {
             lost_packets: 0,
             control_may_be_lost_until: Duration::ZERO,
         };
+        let notices = Notices::new(&meter, mono);
         let leg = Self {
             // Nothing has been sent to a leg that is not yet one.
             empty_buffer_bytes: connection.datagram_send_buffer_space(),
@@ -187,6 +197,7 @@ impl Leg {
             datagrams: DatagramCounts::default(),
             over_rate_secs: AtomicU64::new(0),
             quiet: AtomicBool::new(false),
+            notices,
             watched: Mutex::new(watched),
         };
         leg.fit_to_limits();
@@ -266,6 +277,44 @@ impl Leg {
     pub fn tell(&self, change: impl FnOnce(&mut Outbox)) {
         change(&mut self.outbox.lock().unwrap_or_else(PoisonError::into_inner));
         self.outbox_changed.notify_one();
+    }
+
+    /// Has the client told which mark of the quota has been passed, if it does not know yet; whether there was one.
+    pub fn tell_usage(&self) -> bool {
+        let usage = self.notices.usage(&self.meter);
+        if usage.is_some() {
+            self.tell(|outbox| outbox.usage = usage);
+        }
+        usage.is_some()
+    }
+
+    /// Has the client told what is new about its limits, and the other side's of the same. Called by the sweep.
+    pub fn tell_notices(&self, now: Now) {
+        if let Some(expires_at_unix) = self.notices.expiring(now.unix) {
+            self.tell(|outbox| outbox.expiring = Some(expires_at_unix));
+        }
+        // The other side may rest while this one sends, and would be looked at later.
+        if self.tell_of_use(now.mono)
+            && let Some(other) = &*self.link()
+        {
+            other.tell_of_use(now.mono);
+        }
+    }
+
+    fn tell_of_use(&self, mono: Duration) -> bool {
+        let throttled = self.notices.throttled(&self.meter, mono);
+        if let Some(throttled) = throttled {
+            self.tell(|outbox| {
+                // What is still to be told is told with it.
+                let before = outbox.throttled.unwrap_or_default();
+                outbox.throttled = Some(Throttled {
+                    datagrams: throttled.datagrams.saturating_add(before.datagrams),
+                    bytes: throttled.bytes.saturating_add(before.bytes),
+                    window_ms: throttled.window_ms.saturating_add(before.window_ms),
+                });
+            });
+        }
+        self.tell_usage() || throttled.is_some()
     }
 
     /// Has the session close the connection. The first reason stands.

@@ -24,6 +24,7 @@ mod forward;
 mod handshake;
 mod hub;
 mod leg;
+mod notices;
 mod server;
 mod session;
 mod shard;

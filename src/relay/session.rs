@@ -29,8 +29,8 @@ use crate::{
     wire::{
         AllocationId, Claims, CloseCode,
         control::{
-            Allocated, Challenge, Channel, ClientMessage, Closing, Feature, Hello, MAX_FRAME, PathLimit,
-            PeerState, Pong, Refreshed, Refused, RelayMessage,
+            Allocated, Challenge, Channel, ClientMessage, Closing, Expiring, Feature, Hello, MAX_FRAME,
+            PathLimit, PeerState, Pong, Refreshed, Refused, RelayMessage,
         },
         proof::{self, Binding},
     },
@@ -600,6 +600,15 @@ impl Session {
                 bytes_used: grant.bytes_used,
             });
             self.say(&refreshed).await?;
+        }
+        if let Some(usage) = outbox.usage {
+            self.say(&RelayMessage::Usage(usage)).await?;
+        }
+        if let Some(throttled) = outbox.throttled {
+            self.say(&RelayMessage::Throttled(throttled)).await?;
+        }
+        if let Some(expires_at) = outbox.expiring {
+            self.say(&RelayMessage::Expiring(Expiring { expires_at })).await?;
         }
         if let Some(present) = outbox.peer_present
             && present != told.peer_present

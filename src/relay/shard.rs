@@ -97,7 +97,8 @@ impl Shard {
     }
 
     fn sweep(&self, hub: &Hub) {
-        let mono = hub.clock.mono();
+        let now = hub.clock.now();
+        let mono = now.mono;
         hub.guard.tick(mono);
         hub.unproven.tidy(mono);
         let changes = hub.guard.list_changes();
@@ -110,6 +111,7 @@ impl Shard {
                 continue;
             }
             let observed = leg.observe(mono, &hub.metrics);
+            leg.tell_notices(now);
             if let Some(address) = observed.migrated_to {
                 hub.metrics.migrations.inc();
                 tracing::info!(allocation = %leg.handle, connection = leg.id.0, "client migrated");

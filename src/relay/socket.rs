@@ -425,7 +425,7 @@ impl ShardSocket {
                 let len = packet.len();
                 let sent = if len > max_bytes { Err(DropReason::TooLarge) } else { send(packet, len) };
                 if let Err(reason) = sent {
-                    not_forwarded(hub, &leg, reason);
+                    not_forwarded(hub, &leg, len.saturating_sub(HEADER_LEN), reason);
                     if reason == DropReason::Quota {
                         return;
                     }

@@ -286,6 +286,13 @@ fn poll_deliver(
         from.meter.refund_stream(from.role, granted_bytes - written_bytes);
     }
     rest.advance(written_bytes);
+    if from.notices.mark_is_near(from.meter.bytes_used()) {
+        // At once, because what streams carry may be gone before the next sweep.
+        from.tell_usage();
+        if let Some(other) = &*from.link() {
+            other.tell_usage();
+        }
+    }
     hub.metrics.forwarded(from.role).stream_bytes.inc_by(written_bytes as u64);
     attempt.map(|attempt| attempt.map(|_| ()).map_err(Undelivered::Refused))
 }

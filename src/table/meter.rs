@@ -96,6 +96,7 @@ pub struct Meter {
     /// Where all allocations together are limited.
     pool: Option<Arc<Pool>>,
     demand: Demand,
+    dropped: Dropped,
     /// As they were set, for those who ask. Also keeps two changes of the limits apart.
     terms: Mutex<Terms>,
 }
@@ -137,6 +138,13 @@ struct Demand {
     seen_bytes: AtomicU64,
     /// As it was measured.
     bytes_per_sec: AtomicU64,
+}
+
+/// Datagrams that did not pass because they were over a rate.
+#[derive(Debug, Default)]
+struct Dropped {
+    packets: AtomicU64,
+    bytes: AtomicU64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -182,6 +190,7 @@ impl Meter {
             bytes_before: bytes_used,
             pool,
             demand: Demand { seen_bytes: AtomicU64::new(bytes_used), ..Demand::default() },
+            dropped: Dropped::default(),
             terms: Mutex::new(terms),
         }
     }
@@ -352,6 +361,17 @@ impl Meter {
                 packets: charged(&self.packets_charged, advance.left.packets).saturating_sub(device.packets),
             },
         }
+    }
+
+    /// A datagram of this size was dropped because it was over a rate.
+    pub fn count_dropped(&self, bytes: usize) {
+        self.dropped.packets.fetch_add(1, Relaxed);
+        self.dropped.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// What was dropped so, of both sides together.
+    pub fn dropped(&self) -> Counts {
+        Counts { bytes: self.dropped.bytes.load(Relaxed), packets: self.dropped.packets.load(Relaxed) }
     }
 
     /// How many bytes may pass at once after a pause: 100 ms of the rate, at least 16 KiB. `None` without a rate.

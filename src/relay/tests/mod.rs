@@ -7,6 +7,7 @@ mod guard;
 mod hostile;
 mod lean;
 mod life;
+mod messages;
 mod properties;
 mod raw;
 mod refusals;
