@@ -18,6 +18,7 @@ mod cli_serve;
 mod client;
 mod leaks;
 mod log_hygiene;
+mod memory;
 mod meter;
 mod reload;
 mod restart;
