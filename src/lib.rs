@@ -20,6 +20,7 @@
 //! | [`client`] | sessions that keep themselves connected | UDP |
 //! | `ops` | health, readiness, metrics, the status page | HTTP |
 //! | `config` | TOML to checked types, all faults at once | files |
+//! | `telemetry` | the log: lines from events, and its level while it runs | none |
 //! | `metrics` | every metric, declared once, handles cached | none |
 //! | `cli` | a file per command; `cli::running` puts the pieces together | all |
 //!
@@ -117,4 +118,6 @@ mod quic;
 #[cfg(feature = "server")]
 pub mod relay;
 pub mod table;
+#[cfg(feature = "server")]
+pub mod telemetry;
 pub mod wire;

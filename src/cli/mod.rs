@@ -22,7 +22,6 @@ mod exit;
 mod files;
 mod http;
 mod keygen;
-mod log_escape;
 mod logging;
 pub mod out;
 mod pair;
@@ -43,7 +42,7 @@ use clap::Parser;
 
 pub use exit::{Exit, Failure, OrFail};
 
-use crate::clock::rfc3339;
+use crate::{clock::rfc3339, config, telemetry::Filter};
 
 /// Version, commit and protocol: what a report of a fault should say.
 const VERSION: &str =
@@ -100,14 +99,15 @@ pub fn main() -> ExitCode {
 }
 
 fn run(log: &logging::LogArgs, command: Command) -> Result<Exit, Failure> {
-    let _writes_the_rest = log.start(match command {
-        Command::Serve(_) => "info",
-        _ => "warn",
-    })?;
+    let _log = match &command {
+        // Its configuration says how it logs.
+        Command::Serve(_) => None,
+        _ => Some(log.start(&config::Log { level: Filter::WARN, ..config::Log::default() })?),
+    };
     match command {
         Command::Keygen(keygen) => keygen.run(),
         Command::Token(token) => block_on(1, token.run()),
-        Command::Serve(serve) => block_on(1, serve.run()),
+        Command::Serve(serve) => block_on(1, serve.run(log)),
         Command::Quickstart(quickstart) => block_on(2, quickstart.run()),
         Command::Bench(bench) => block_on(bench_threads(), bench.run()),
         Command::Probe(probe) => block_on(1, probe.run()),

@@ -21,7 +21,10 @@ use tokio::{
 };
 
 use super::{Exit, Failure, OrFail as _};
-use crate::config::{self, Config, ConfigError, Standing};
+use crate::{
+    config::{self, Config, ConfigError, Standing},
+    telemetry::Filter,
+};
 
 /// How long nothing more may happen before the files are read: several are often changed together.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -151,17 +154,19 @@ fn fingerprint(config: &Path, key_files: &[PathBuf]) -> [u8; 32] {
 
 /// What a reload does not touch, as a text to compare.
 fn fixed(config: &mut Config) -> String {
-    let Config { relay, guard, .. } = config;
+    let Config { relay, guard, log, .. } = config;
     let tiers = mem::take(&mut relay.tiers);
     let devices = mem::take(&mut relay.devices);
     let issuers = mem::take(&mut relay.issuers);
     let key_files = mem::take(&mut relay.key_files);
     let self_certified = mem::take(&mut relay.self_certified);
     let max_token_lifetime = mem::take(&mut relay.max_token_lifetime);
+    let level = mem::replace(&mut log.level, Filter::INFO);
     let max_sources = guard.max_sources;
     let guard = mem::replace(guard, config::Guard { max_sources, ..config::Guard::default() });
     let text = format!("{config:?}");
     config.guard = guard;
+    config.log.level = level;
     let relay = &mut config.relay;
     relay.tiers = tiers;
     relay.devices = devices;
@@ -272,9 +277,11 @@ mod tests {
         config.relay.tiers.clear();
         config.relay.self_certified = None;
         config.relay.max_token_lifetime = Duration::from_secs(1);
+        config.log.level = "debug".parse().unwrap();
         config.guard.block.push("192.0.2.0/24".parse().unwrap());
         assert_eq!(fixed(&mut config), before);
         assert_eq!(config.guard.block.len(), 1, "nothing is lost");
+        assert_eq!(config.log.level.to_string(), "debug", "nothing is lost");
         assert_eq!(config.relay.max_token_lifetime, Duration::from_secs(1), "nothing is lost");
         config.relay.raw_channel = false;
         assert_ne!(fixed(&mut config), before);

@@ -49,7 +49,7 @@ impl Running {
     /// # Errors
     /// What could not be had; nothing is left running.
     pub(super) async fn start(config: Config) -> Result<Self, Failure> {
-        let Config { state_dir, relay: wanted, guard, ops, security: reporting } = config;
+        let Config { state_dir, relay: wanted, guard, ops, security: reporting, log: _ } = config;
         let admission = admission(&wanted);
         let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
         let state = State::open(state_dir, &wanted.server_name, given)?;

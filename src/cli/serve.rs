@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{Exit, Failure, out, reload::Reload, running::Running, signals::Signals, state};
+use super::{
+    Exit, Failure, logging::LogArgs, out, reload::Reload, running::Running, signals::Signals, state,
+};
 use crate::config::Config;
 
 /// From the signal to the end. Clients acknowledge within a second where they can; the rest is for those that
@@ -24,8 +26,8 @@ All faults of a configuration are reported at once, exit code 78.
 without limits, and keeps its state in ~/.local/state/zrc-relay/dev.
 
 SIGHUP, or a change of the configuration, of its device_file or of an issuer's key: tiers,
-devices, issuers and [guard] are read again, and apply to what runs. A file with a fault
-changes nothing, and the log says so. Other keys are read at the start.
+devices, issuers, [guard] and the log's level are read again, and apply to what runs. A
+file with a fault changes nothing, and the log says so. Other keys are read at the start.
 
 SIGTERM and SIGINT: not ready first, then every client is told DRAINING, then the end,
 within 10 seconds. A second signal ends at once.
@@ -47,7 +49,7 @@ pub struct Serve {
 }
 
 impl Serve {
-    pub(super) async fn run(self) -> Result<Exit, Failure> {
+    pub(super) async fn run(self, log: &LogArgs) -> Result<Exit, Failure> {
         let mut config = match &self.config {
             Some(path) => {
                 Config::load(path).map_err(|error| Failure { exit: Exit::Config, error: error.into() })?
@@ -57,6 +59,8 @@ impl Serve {
                 None => state::user_folder("dev")?,
             }),
         };
+        let mut said = config.log.clone();
+        let log = log.start(&said)?;
         let mut reload = Reload::new(self.config.as_deref(), &mut config)?;
         if let Some(folder) = self.state_dir {
             config.state_dir = folder;
@@ -68,7 +72,14 @@ impl Serve {
             tokio::select! {
                 _ = signals.next() => break false,
                 () = running.lost() => break true,
-                config = reload.next() => running.apply(config),
+                config = reload.next() => {
+                    // A level that was set by other means stays until the file says another one.
+                    if config.log.level != said.level {
+                        log.follow(&config.log);
+                        said = config.log.clone();
+                    }
+                    running.apply(config);
+                }
             }
         };
         running.begin_leaving();

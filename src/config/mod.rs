@@ -8,6 +8,7 @@ mod devices;
 mod fault;
 mod guard;
 mod issuers;
+mod log;
 mod read;
 mod security;
 mod tiers;
@@ -33,6 +34,7 @@ pub use devices::{Device, Standing};
 pub use fault::{Fault, Faults};
 pub use guard::Guard;
 pub use issuers::Issuer;
+pub use log::Log;
 use read::Section;
 pub use security::{Security, Webhook};
 pub use tiers::{DEFAULT_TIER, Tiers};
@@ -84,6 +86,8 @@ pub struct Config {
     pub ops: Ops,
     /// Security events.
     pub security: Security,
+    /// What is logged, and how it looks.
+    pub log: Log,
 }
 
 /// The section `[relay]`.
@@ -254,6 +258,7 @@ impl Config {
             guard: Guard::without_limits(),
             ops: Ops { listen: loopback },
             security: Security::default(),
+            log: Log::default(),
         }
     }
 
@@ -290,18 +295,21 @@ fn read_all(text: &str, folder: &Path) -> (Result<Config, Faults>, Vec<String>) 
     let guard = top.table("guard");
     let ops = top.table("ops");
     let security = top.table("security");
+    let log = top.table("log");
     let mut keys = top.finish();
     let (relay, relay_keys) = read_relay(relay, folder, &mut faults);
     let (guard, guard_keys) = Guard::read(guard, &mut faults);
     let (ops, ops_keys) = read_ops(ops, &mut faults);
     let (security, security_keys) = Security::read(security, folder, &mut faults);
-    keys.retain(|key| !matches!(key.as_str(), "relay" | "guard" | "ops" | "security"));
+    let (log, log_keys) = Log::read(log, &mut faults);
+    keys.retain(|key| !matches!(key.as_str(), "relay" | "guard" | "ops" | "security" | "log"));
     keys.extend(relay_keys);
     keys.extend(guard_keys);
     keys.extend(ops_keys);
     keys.extend(security_keys);
+    keys.extend(log_keys);
     let config = if faults.is_empty() {
-        Ok(Config { state_dir, relay, guard, ops, security })
+        Ok(Config { state_dir, relay, guard, ops, security, log })
     } else {
         Err(Faults(faults))
     };

@@ -24,14 +24,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["clock", "metrics"]),
     // The services. They never name each other; what two of them share is handed to both by `cli`.
     ("relay", &["clock", "cluster", "guard", "metrics", "quic", "table", "wire"]),
-    ("ops", &["clock", "cluster", "guard", "metrics", "store", "table", "wire"]),
+    ("ops", &["clock", "cluster", "guard", "metrics", "store", "table", "telemetry", "wire"]),
     ("rendezvous", &["clock", "guard", "metrics", "store"]),
     ("queue", &["clock", "guard", "metrics", "store"]),
     ("events", &["clock", "guard", "metrics", "store"]),
     // A program that embeds the client gets none of the relay.
     ("client", &["clock", "quic", "wire"]),
     // Read by `cli`, which hands each service its own settings.
-    ("config", &["table", "wire"]),
+    ("config", &["table", "telemetry", "wire"]),
     (
         "cli",
         &[

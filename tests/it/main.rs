@@ -17,6 +17,7 @@ mod cli_clients;
 mod cli_serve;
 mod client;
 mod leaks;
+mod log;
 mod log_hygiene;
 mod memory;
 mod meter;
