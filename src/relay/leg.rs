@@ -36,6 +36,12 @@ const SEND_BUFFER_MAX_BYTES: usize = DATAGRAM_SEND_BUFFER_BYTES / 2;
 /// For so long after a control message, or four round trips, a lost packet may have been its.
 const CONTROL_LOSS_TIME: Duration = Duration::from_secs(1);
 
+/// More than so many challenges to prove a new address within [`CHALLENGES_TIME`], two or three a move, come from no
+/// client that moves. quinn answers the first packet from each new address with a whole one, however small that was:
+/// who writes others' addresses into its packets has them sent many times what it sends.
+pub(super) const MAX_CHALLENGES: u64 = 48;
+const CHALLENGES_TIME: Duration = Duration::from_secs(10);
+
 /// Shared by the session that owns the connection, by the other legs that send to it, and by the hub.
 ///
 /// In this order, so that a raw packet touches the first two cache lines and no more.
@@ -138,6 +144,9 @@ struct Watched {
     receive_overflow: u64,
     path_shrank: u64,
     lost_packets: u64,
+    /// As they were counted then.
+    challenges: u64,
+    challenges_since: Duration,
     /// Until then a lost packet may have held the last control message.
     control_may_be_lost_until: Duration,
 }
@@ -151,6 +160,8 @@ pub(super) struct Observed {
     pub was_at: SocketAddr,
     /// Nothing was received for this long.
     pub silent_for: Duration,
+    /// Challenges to prove a new address, lately; more than [`MAX_CHALLENGES`] are abuse.
+    pub challenges: u64,
 }
 
 impl Leg {
@@ -172,6 +183,8 @@ impl Leg {
             receive_overflow: 0,
             path_shrank: 0,
             lost_packets: 0,
+            challenges: 0,
+            challenges_since: mono,
             control_may_be_lost_until: Duration::ZERO,
         };
         let notices = Notices::new(&meter, mono);
@@ -465,7 +478,12 @@ impl Leg {
             channel.close();
         }
         let was_at = std::mem::replace(&mut watched.address, address);
-        Observed { migrated_to, was_at, silent_for: mono.saturating_sub(watched.last_received) }
+        let challenges = stats.frame_tx.path_challenge.saturating_sub(watched.challenges);
+        if mono.saturating_sub(watched.challenges_since) >= CHALLENGES_TIME {
+            (watched.challenges, watched.challenges_since) = (stats.frame_tx.path_challenge, mono);
+        }
+        let silent_for = mono.saturating_sub(watched.last_received);
+        Observed { migrated_to, was_at, silent_for, challenges }
     }
 }
 

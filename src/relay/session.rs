@@ -17,8 +17,8 @@ use super::{
     entry::Caller,
     forward::forward_datagrams,
     hub::Hub,
-    leg::{Close, Leg, Origin, Outbox, PathLimits},
-    shard::Shard,
+    leg::{Close, Leg, MAX_CHALLENGES, Origin, Outbox, PathLimits},
+    shard::{RESTLESS, Shard, report_restless},
     splice::splice_streams,
     tls,
 };
@@ -47,6 +47,8 @@ pub(super) const MAX_EARLY_DATAGRAMS: u64 = 256;
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a client may leave the control stream unread before it counts as broken.
 const CONTROL_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a connection without a token is looked at for how often it has moved.
+const MOVES_INTERVAL: Duration = Duration::from_millis(100);
 /// Control messages a client may send at once; then one each [`CONTROL_INTERVAL`]. A Refresh costs a signature
 /// check. More are not refused, they wait.
 const CONTROL_BURST: u32 = 32;
@@ -127,10 +129,19 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) -> Option<(Gua
     let admitted = {
         let admission = timeout(AUTH_TIMEOUT, admit(&hub, &shard, &connection, id, caller, &mut control));
         let mut admission = std::pin::pin!(admission);
+        let mut moves = std::pin::pin!(too_many_moves(&connection));
         loop {
             tokio::select! {
                 biased;
                 admitted = &mut admission => break admitted,
+                challenges = &mut moves => {
+                    let code = CloseCode::RateLimited;
+                    hub.metrics.refused(code);
+                    guard.code = Some(code);
+                    report_restless(&hub, challenges, Subject::NOBODY.on(id));
+                    connection.close(number(code), RESTLESS.as_bytes());
+                    return None;
+                }
                 // Bound what a caller without a token can make us hold: take its datagrams and let them go.
                 Ok(_) = connection.read_datagram() => {
                     guard.early_datagrams += 1;
@@ -178,6 +189,17 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) -> Option<(Gua
     let caller = caller.of(admitted.leg.handle);
     let session = Session { hub, shard, caller, admitted, send, reader, closed_with: None };
     Some((guard, session))
+}
+
+/// Waits until more addresses have been challenged than a client has that moves; how many.
+async fn too_many_moves(connection: &quinn::Connection) -> u64 {
+    loop {
+        tokio::time::sleep(MOVES_INTERVAL).await;
+        let challenges = connection.stats().frame_tx.path_challenge;
+        if challenges > MAX_CHALLENGES {
+            return challenges;
+        }
+    }
 }
 
 /// Leaves the table and counts the end, however the session ends.

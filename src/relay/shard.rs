@@ -27,13 +27,13 @@ use super::{
     auth::Rejection,
     entry,
     hub::Hub,
-    leg::Leg,
+    leg::{Leg, MAX_CHALLENGES},
     session::{self, Terms},
     socket::{Mailboxes, ShardSocket},
     tls::ShardConnectionIds,
 };
 use crate::{
-    guard::{Subject, Turned},
+    guard::{SecurityEvent, Subject, Turned},
     quic::runtime::Runtime,
     table::ConnId,
     wire::CloseCode,
@@ -44,6 +44,10 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
 /// One look in so many at a connection where QUIC rests.
 const QUIET_SWEEPS: u64 = 4;
+
+/// The least packet that shows another address, and what answers it.
+const LEAST_MOVE_BYTES: u64 = 30;
+const CHALLENGE_BYTES: u64 = 1200;
 
 /// What a shard's sessions share.
 pub(super) struct Shard {
@@ -105,13 +109,13 @@ impl Shard {
         let lists_changed = self.list_changes.swap(changes, Ordering::Relaxed) != changes;
         let round = self.sweeps.fetch_add(1, Ordering::Relaxed);
         for leg in self.legs().values() {
+            leg.tell_notices(now);
             // A look costs some microseconds, for it finds a connection in cold memory: those that rest have one a
             // second, each in its turn.
             if leg.is_quiet() && !lists_changed && leg.id.0.wrapping_add(round) % QUIET_SWEEPS != 0 {
                 continue;
             }
             let observed = leg.observe(mono, &hub.metrics);
-            leg.tell_notices(now);
             if let Some(address) = observed.migrated_to {
                 hub.metrics.migrations.inc();
                 tracing::info!(allocation = %leg.handle, connection = leg.id.0, "client migrated");
@@ -125,11 +129,27 @@ impl Shard {
             if let Err(turned) = may_stay {
                 turn_out(hub, leg, turned);
             }
+            if observed.challenges > MAX_CHALLENGES {
+                report_restless(hub, observed.challenges, Subject::NOBODY.on(leg.id).of(leg.handle));
+                leg.close(CloseCode::RateLimited, RESTLESS);
+            }
             if observed.silent_for >= self.terms.idle_timeout {
                 leg.close(CloseCode::Idle, "nothing was heard from this connection for the idle timeout");
             }
         }
     }
+}
+
+/// What a client is told whose address changes all the time.
+pub(super) const RESTLESS: &str = "this connection changes its address too often";
+
+/// Reports a connection that has had so many addresses challenged. Its address is left out: it is a mere claim.
+pub(super) fn report_restless(hub: &Hub, challenges: u64, of: Subject) {
+    let event = SecurityEvent::Amplification {
+        received_bytes: challenges * LEAST_MOVE_BYTES,
+        wanted_bytes: challenges * CHALLENGE_BYTES,
+    };
+    hub.security.emit(event, of);
 }
 
 /// Closes a connection that may not be where it is. Where that is may be a mere claim, so it is not reported.

@@ -468,3 +468,32 @@ async fn r6_3_an_unproven_address_never_gets_more_than_three_times_what_it_sent(
     let (_, received) = reply_bytes("stale", &normal, &vec![stale(60); 200], moment).await;
     assert!(received <= 20 * 60, "{received}");
 }
+
+/// quinn answers the first packet from each address with a whole datagram, whatever came.
+#[tokio::test]
+async fn r6_3_a_connection_that_moves_all_the_time_is_closed_with_a_token_and_without() {
+    let harness = Harness::start();
+    let (device, mut peer) = harness.joined_pair(&harness.pair()).await;
+    let stranger = harness.connect().await;
+    let moved = "zrc_relay_security_events_total{event=\"amplification\"}";
+    for (round, (endpoint, connection)) in
+        [(&device.control.endpoint, device.connection()), (&stranger.endpoint, &stranger.connection)]
+            .into_iter()
+            .enumerate()
+    {
+        let moving = async {
+            loop {
+                endpoint.rebind(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+                if connection.send_datagram_wait(Bytes::from_static(b"here")).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let (code, ()) = tokio::join!(close_code(connection), soon(moving));
+        assert_eq!(code, CloseCode::RateLimited);
+        harness.metric_becomes(moved, round as u64 + 1).await;
+    }
+    // The other side is still there, and so is the allocation.
+    peer.until_present(false).await;
+}
