@@ -272,7 +272,7 @@ impl Metrics {
             r.register(Box::new(family))?;
         }
         let build = family(r, "zrc_relay_build_info", "Always 1.", &["version", "commit"])?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("ZRC_RELAY_COMMIT")]).inc();
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("ZRC_COMMIT")]).inc();
         Ok(Self {
             connections_opened: counter(
                 r,

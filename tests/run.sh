@@ -113,7 +113,7 @@ step_interop() {
     # The vectors are what a second implementation, in Python's standard library alone, makes of the contract.
     "$VENV/bin/python" tests/vectors/make.py --check
     cargo build --locked --bin zrc-relay
-    ZRC_RELAY_BIN="$TARGET/debug/zrc-relay" limited 15m "$VENV/bin/python" -m pytest tests/interop --ignore tests/interop/test_bans.py
+    ZRC_BIN="$TARGET/debug/zrc-relay" limited 15m "$VENV/bin/python" -m pytest tests/interop --ignore tests/interop/test_bans.py
 }
 
 step_bans() {
@@ -122,7 +122,7 @@ step_bans() {
     debian_tree fail2ban "$tools"
     debian_tree crowdsec "$tools"
     cargo build --locked --bin zrc-relay
-    ZRC_BAN_TOOLS="$tools" ZRC_RELAY_BIN="$TARGET/debug/zrc-relay" \
+    ZRC_BAN_TOOLS="$tools" ZRC_BIN="$TARGET/debug/zrc-relay" \
         limited 10m "$VENV/bin/python" -m pytest tests/interop/test_bans.py
 }
 

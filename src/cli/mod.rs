@@ -18,12 +18,14 @@
 //! | 128 + n | ended at once by a second signal n (130 SIGINT, 143 SIGTERM) |
 
 mod bench;
+mod check_config;
 mod exit;
 mod files;
 mod http;
 mod keygen;
 mod logging;
 pub mod out;
+mod overrides;
 mod pair;
 mod probe;
 mod proc_stat;
@@ -46,7 +48,7 @@ use crate::{clock::rfc3339, config, telemetry::Filter};
 
 /// Version, commit and protocol: what a report of a fault should say.
 const VERSION: &str =
-    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("ZRC_RELAY_COMMIT"), ", protocol zrc-relay/1)");
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("ZRC_COMMIT"), ", protocol zrc-relay/1)");
 
 const TOP_HELP: &str = "\
 Exit codes:
@@ -82,6 +84,7 @@ enum Command {
     #[command(subcommand)]
     Token(Box<token::Token>),
     Serve(serve::Serve),
+    CheckConfig(check_config::CheckConfig),
     Probe(Box<probe::Probe>),
     Bench(Box<bench::Bench>),
 }
@@ -106,6 +109,7 @@ fn run(log: &logging::LogArgs, command: Command) -> Result<Exit, Failure> {
     };
     match command {
         Command::Keygen(keygen) => keygen.run(),
+        Command::CheckConfig(check) => check.run(),
         Command::Token(token) => block_on(1, token.run()),
         Command::Serve(serve) => block_on(1, serve.run(log)),
         Command::Quickstart(quickstart) => block_on(2, quickstart.run()),

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs, mem,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,10 +21,7 @@ use tokio::{
 };
 
 use super::{Exit, Failure, OrFail as _};
-use crate::{
-    config::{self, Config, ConfigError, Standing},
-    telemetry::Filter,
-};
+use crate::config::{Changed, Config, ConfigError, Settings, Sources, Standing};
 
 /// How long nothing more may happen before the files are read: several are often changed together.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -39,29 +36,32 @@ pub(super) struct Reload {
 
 /// What is read again.
 struct Source {
+    sources: Sources,
+    /// The file among them.
     config: PathBuf,
+    /// What the relay was started with, as far as it reads it only then, and what was last read of the rest.
+    settings: Settings,
     watched: Watched,
     /// The files that the configuration in force was read from, besides the configuration itself.
     key_files: Vec<PathBuf>,
     /// Of all files as they were last read, right or wrong.
     seen: [u8; 32],
-    /// What of the configuration is only read at the start.
-    fixed: String,
 }
 
 impl Reload {
-    /// `config` was read from `path`; `None` where there is no file. Call it inside a tokio runtime.
+    /// `config` and `settings` were read from `sources`. Call it inside a tokio runtime.
     ///
     /// # Errors
     /// When the system does not allow to take over SIGHUP.
-    pub(super) fn new(path: Option<&Path>, config: &mut Config) -> Result<Self, Failure> {
+    pub(super) fn new(sources: Sources, settings: Settings, config: &Config) -> Result<Self, Failure> {
         let hangup = signal(SignalKind::hangup()).or_fail(Exit::Software, "cannot take over signals")?;
-        let source = path.map(|path| Source {
-            config: path.to_owned(),
-            watched: Watched::new(path, &config.relay.key_files),
+        let source = sources.file.clone().map(|path| Source {
+            watched: Watched::new(&path, &config.relay.key_files),
             key_files: config.relay.key_files.clone(),
-            seen: fingerprint(path, &config.relay.key_files),
-            fixed: fixed(config),
+            seen: fingerprint(&path, &config.relay.key_files),
+            config: path,
+            sources,
+            settings,
         });
         Ok(Self { hangup, source })
     }
@@ -88,17 +88,17 @@ impl Reload {
 impl Source {
     /// Reads the files, if they have changed or somebody has asked for it.
     async fn read(&mut self, asked: bool) -> Option<Config> {
-        let (path, key_files) = (self.config.clone(), self.key_files.clone());
+        let (path, key_files, sources) = (self.config.clone(), self.key_files.clone(), self.sources.clone());
         let before = self.seen;
         let read = spawn_blocking(move || {
             // First: what changes in between is read once more.
             let seen = fingerprint(&path, &key_files);
-            (seen, (asked || seen != before).then(|| Config::load(&path)))
+            (seen, (asked || seen != before).then(|| sources.load()))
         });
         let (seen, loaded) = read.await.ok()?;
         self.seen = seen;
         match loaded? {
-            Ok(mut config) => {
+            Ok((config, settings)) => {
                 if self.key_files != config.relay.key_files {
                     self.key_files.clone_from(&config.relay.key_files);
                     self.watched = Watched::new(&self.config, &self.key_files);
@@ -114,8 +114,12 @@ impl Source {
                     blocked_networks = config.guard.block.len(),
                     "configuration read again"
                 );
-                if fixed(&mut config) != self.fixed {
-                    tracing::warn!("other keys have changed too: they are read at the next start");
+                let Changed { restart, .. } = settings.changed_since(&self.settings);
+                if !restart.is_empty() {
+                    tracing::warn!(
+                        keys = restart.join(", "),
+                        "keys have changed that are read at the next start"
+                    );
                 }
                 Some(config)
             }
@@ -126,6 +130,7 @@ impl Source {
                         for fault in faults.0 {
                             tracing::error!(
                                 key = fault.key,
+                                place = fault.place.map(|place| place.to_string()),
                                 reason = fault.reason,
                                 "fault in the configuration"
                             );
@@ -150,31 +155,6 @@ fn fingerprint(config: &Path, key_files: &[PathBuf]) -> [u8; 32] {
         hash.update(bytes);
     }
     hash.finalize().into()
-}
-
-/// What a reload does not touch, as a text to compare.
-fn fixed(config: &mut Config) -> String {
-    let Config { relay, guard, log, .. } = config;
-    let tiers = mem::take(&mut relay.tiers);
-    let devices = mem::take(&mut relay.devices);
-    let issuers = mem::take(&mut relay.issuers);
-    let key_files = mem::take(&mut relay.key_files);
-    let self_certified = mem::take(&mut relay.self_certified);
-    let max_token_lifetime = mem::take(&mut relay.max_token_lifetime);
-    let level = mem::replace(&mut log.level, Filter::INFO);
-    let max_sources = guard.max_sources;
-    let guard = mem::replace(guard, config::Guard { max_sources, ..config::Guard::default() });
-    let text = format!("{config:?}");
-    config.guard = guard;
-    config.log.level = level;
-    let relay = &mut config.relay;
-    relay.tiers = tiers;
-    relay.devices = devices;
-    relay.issuers = issuers;
-    relay.key_files = key_files;
-    relay.self_certified = self_certified;
-    relay.max_token_lifetime = max_token_lifetime;
-    text
 }
 
 /// The folders of the files: a file that another one takes the place of is watched on.
@@ -268,23 +248,6 @@ mod tests {
             assert_eq!(is_of_interest(&Event::new(kind)), !cfg!(target_os = "linux"), "{kind:?}");
         }
         assert!(is_of_interest(&Event::new(EventKind::Other).set_flag(Flag::Rescan)), "events were lost");
-    }
-
-    #[test]
-    fn a_reload_changes_who_may_come_and_have_what() {
-        let mut config = Config::development("/tmp".into());
-        let before = fixed(&mut config);
-        config.relay.tiers.clear();
-        config.relay.self_certified = None;
-        config.relay.max_token_lifetime = Duration::from_secs(1);
-        config.log.level = "debug".parse().unwrap();
-        config.guard.block.push("192.0.2.0/24".parse().unwrap());
-        assert_eq!(fixed(&mut config), before);
-        assert_eq!(config.guard.block.len(), 1, "nothing is lost");
-        assert_eq!(config.log.level.to_string(), "debug", "nothing is lost");
-        assert_eq!(config.relay.max_token_lifetime, Duration::from_secs(1), "nothing is lost");
-        config.relay.raw_channel = false;
-        assert_ne!(fixed(&mut config), before);
     }
 
     #[test]

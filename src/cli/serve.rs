@@ -3,9 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Exit, Failure, logging::LogArgs, out, reload::Reload, running::Running, signals::Signals, state,
+    Exit, Failure, logging::LogArgs, out, overrides::Set, reload::Reload, running::Running, signals::Signals,
+    state,
 };
-use crate::config::Config;
+use crate::config::{self, Sources};
 
 /// From the signal to the end. Clients acknowledge within a second where they can; the rest is for those that
 /// are slow. Below what service managers grant.
@@ -20,14 +21,17 @@ address: give them either as --relay.
 
 Unless the configuration says otherwise: UDP port 4433 on every address, ops on
 127.0.0.1:9433, state in /var/lib/zrc-relay. relay.example.toml documents every key.
-All faults of a configuration are reported at once, exit code 78.
+Variables come before the file, ZRC_RELAY_RELAY__LISTEN_PORT=4434, and --set before both.
+All faults of a configuration are reported at once, exit code 78; check-config shows them
+without starting anything.
 
 --dev listens on free ports of 127.0.0.1, serves every device that proves its own key,
 without limits, and keeps its state in ~/.local/state/zrc-relay/dev.
 
 SIGHUP, or a change of the configuration, of its device_file or of an issuer's key: tiers,
 devices, issuers, [guard] and the log's level are read again, and apply to what runs. A
-file with a fault changes nothing, and the log says so. Other keys are read at the start.
+file with a fault changes nothing, and the log says so. It names the keys that have
+changed and are only read at the start.
 
 SIGTERM and SIGINT: not ready first, then every client is told DRAINING, then the end,
 within 10 seconds. A second signal ends at once.
@@ -37,8 +41,8 @@ Examples:
   zrc-relay serve --dev --state-dir /tmp/relay
   zrc-relay probe --relay /tmp/relay/relay.json")]
 pub struct Serve {
-    /// The configuration
-    #[arg(long, value_name = "FILE", required_unless_present = "dev")]
+    /// The configuration; without it, what the environment and the command line say
+    #[arg(long, value_name = "FILE", env = config::FILE_VARIABLE)]
     config: Option<PathBuf>,
     /// For trying and developing: loopback only, free ports, every device welcome, no limits
     #[arg(long, conflicts_with = "config")]
@@ -46,25 +50,23 @@ pub struct Serve {
     /// Where certificate, relay id and relay.json are kept, whatever the configuration says
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    set: Set,
 }
 
 impl Serve {
     pub(super) async fn run(self, log: &LogArgs) -> Result<Exit, Failure> {
-        let mut config = match &self.config {
-            Some(path) => {
-                Config::load(path).map_err(|error| Failure { exit: Exit::Config, error: error.into() })?
-            }
-            None => Config::development(match &self.state_dir {
-                Some(folder) => folder.clone(),
-                None => state::user_folder("dev")?,
-            }),
-        };
+        let mut over = self.set.over();
+        over.state_dir = self.state_dir;
+        let mut sources = Sources { file: self.config, development: self.dev, over };
+        let (mut config, mut settings) = sources.load()?;
+        if self.dev && !settings.is_set("state_dir") {
+            sources.over.state_dir = Some(state::user_folder("dev")?);
+            (config, settings) = sources.load()?;
+        }
         let mut said = config.log.clone();
         let log = log.start(&said)?;
-        let mut reload = Reload::new(self.config.as_deref(), &mut config)?;
-        if let Some(folder) = self.state_dir {
-            config.state_dir = folder;
-        }
+        let mut reload = Reload::new(sources, settings, &config)?;
         let mut signals = Signals::new()?;
         let running = Running::start(config).await?;
         running.announce();

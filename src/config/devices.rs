@@ -2,20 +2,24 @@
 
 use std::{
     collections::HashSet,
-    fs,
     path::{Path, PathBuf},
 };
 
 use toml::{Table, Value};
 
-use super::{Fault, read, read::Section, tiers, tiers::Tiers};
+use super::{
+    Fault, read,
+    read::{Reason, Section},
+    tiers,
+    tiers::Tiers,
+};
 use crate::{
     table::Tier,
     wire::{DeviceId, PublicKey},
 };
 
 /// Some hundred thousand devices.
-const MAX_FILE_BYTES: u64 = 32 << 20;
+pub(super) const MAX_FILE_BYTES: u64 = 32 << 20;
 
 /// A device that the operator knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +66,7 @@ pub(super) fn read_devices(
                 key: format!("{path}.id"),
                 value: Some(format!("\"{}\"", device.id)),
                 reason: "this device is already pinned above; a device has one key".into(),
-                example: String::new(),
+                ..Fault::default()
             });
         }
         devices.push(device);
@@ -83,14 +87,13 @@ pub(super) fn read_device_file(
     path.map(|path| (path, tables))
 }
 
-fn device_sections(path: &Path) -> Result<Vec<Table>, String> {
-    let unreadable = |error| format!("cannot read the file: {error}");
-    if fs::metadata(path).map_err(unreadable)?.len() > MAX_FILE_BYTES {
-        return Err(format!("the file is larger than {} MiB", MAX_FILE_BYTES >> 20));
-    }
-    let text = fs::read_to_string(path).map_err(unreadable)?;
+fn device_sections(path: &Path) -> Result<Vec<Table>, Reason> {
+    let text = read::text_file(path, MAX_FILE_BYTES)?;
     let not_toml = |error: toml::de::Error| {
-        format!("the file is not TOML: {}", error.to_string().trim_end().replace('\n', "\n    "))
+        Reason::from(format!(
+            "the file is not TOML: {}",
+            error.to_string().trim_end().replace('\n', "\n    ")
+        ))
     };
     let mut table = text.parse::<Table>().map_err(not_toml)?;
     let devices = match table.remove("device") {

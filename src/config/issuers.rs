@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,7 +10,14 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ed25519_dalek::{VerifyingKey, pkcs8::DecodePublicKey as _};
 use toml::Table;
 
-use super::{Fault, devices::public_key, read, read::Section, tiers, tiers::Tiers};
+use super::{
+    Fault,
+    devices::public_key,
+    read,
+    read::{Reason, Section},
+    tiers,
+    tiers::Tiers,
+};
 use crate::{
     table::Tier,
     wire::{KeyId, PublicKey},
@@ -56,7 +62,7 @@ pub(super) fn read_issuers(
                 key: format!("{path}.kid"),
                 value: Some(format!("{:?}", issuer.kid.as_str())),
                 reason: "another issuer above has this kid; give each key a kid of its own".into(),
-                example: String::new(),
+                ..Fault::default()
             });
         }
         issuers.push(issuer);
@@ -107,19 +113,15 @@ impl Issuer {
 }
 
 /// A public key as OpenSSL writes it (PEM), or as a JWK.
-fn key_file(path: &Path) -> Result<PublicKey, String> {
-    let unreadable = |error| format!("cannot read the file: {error}");
-    if fs::metadata(path).map_err(unreadable)?.len() > MAX_KEY_FILE_BYTES {
-        return Err("the file is larger than any public key".into());
-    }
-    let text = fs::read_to_string(path).map_err(unreadable)?;
+fn key_file(path: &Path) -> Result<PublicKey, Reason> {
+    let text = read::text_file(path, MAX_KEY_FILE_BYTES)?;
     let bytes = match text.trim_start().starts_with('{') {
         true => jwk(&text)?,
         false => *VerifyingKey::from_public_key_pem(text.trim())
             .map_err(|_| "the file holds no Ed25519 public key: PEM (PUBLIC KEY), or a JWK".to_owned())?
             .as_bytes(),
     };
-    PublicKey::from_bytes(&bytes).map_err(|error| format!("the key cannot be used: {error}"))
+    PublicKey::from_bytes(&bytes).map_err(|error| format!("the key cannot be used: {error}").into())
 }
 
 fn jwk(text: &str) -> Result<[u8; 32], String> {

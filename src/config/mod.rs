@@ -1,22 +1,26 @@
 //! The configuration: TOML in, checked types out. Nothing here binds, writes or waits.
 //!
-//! [`Config::parse`] reports every fault of a file at once. What it answers with can be run as it is: numbers
-//! are within their bounds, keys are usable, certificates fit their keys. `relay.example.toml` in the top folder
-//! documents every key; a test holds it to the defaults here.
+//! [`Sources`] says where it stands: a file, environment variables above it, and the command line above both. Every
+//! fault is reported at once, with its place. What comes of it can be run as it is: numbers are within their bounds,
+//! keys are usable, certificates fit their keys. `relay.example.toml` in the top folder documents every key; tests
+//! hold it to the defaults here, and to which keys a running relay heeds.
 
 mod devices;
+mod example;
 mod fault;
 mod guard;
 mod issuers;
+mod layers;
 mod log;
 mod read;
 mod security;
+mod sources;
 mod tiers;
 mod units;
 
 use std::{
     collections::HashSet,
-    fmt, fs, io,
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU8,
     path::{Path, PathBuf},
@@ -31,12 +35,18 @@ use rustls::{
 use toml::{Table, Value};
 
 pub use devices::{Device, Standing};
-pub use fault::{Fault, Faults};
+pub use example::EXAMPLE;
+#[cfg(test)]
+pub(crate) use example::keys as example_keys;
+pub use fault::{Fault, Faults, Place};
 pub use guard::Guard;
 pub use issuers::Issuer;
+use layers::Layers;
+pub use layers::{FILE_VARIABLE, Overrides, VARIABLE_PREFIX};
 pub use log::Log;
-use read::Section;
+use read::{Reason, Section};
 pub use security::{Security, Webhook};
+pub use sources::{Changed, ConfigError, Reading, Setting, Settings, Sources};
 pub use tiers::{DEFAULT_TIER, Tiers};
 pub use units::{DurationError, parse_duration, show_duration};
 
@@ -56,6 +66,9 @@ pub const DEFAULT_SERVER_NAME: &str = "zrc-relay";
 
 /// A file larger than this is no configuration.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// No chain of certificates comes near this.
+const MAX_PEM_BYTES: u64 = 1 << 20;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -127,6 +140,8 @@ pub struct Relay {
     pub devices: Vec<Device>,
     /// Back ends that may grant allocations.
     pub issuers: Vec<Issuer>,
+    /// The file that lists devices.
+    pub device_file: Option<PathBuf>,
     /// The files that devices' and issuers' keys were read from.
     pub key_files: Vec<PathBuf>,
 }
@@ -190,45 +205,7 @@ impl FromStr for PublicAddr {
     }
 }
 
-/// Why no configuration came of a file.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read at all.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The file says what cannot be.
-    #[error("{} has {} fault{}\n{faults}", path.display(), faults.0.len(), if faults.0.len() == 1 { "" } else { "s" })]
-    Faults {
-        /// Which file.
-        path: PathBuf,
-        /// All that is wrong with it.
-        faults: Faults,
-    },
-}
-
 impl Config {
-    /// Reads a file. Paths in it are relative to the folder it lies in.
-    ///
-    /// # Errors
-    /// [`ConfigError`]: the file cannot be read, or what is wrong in it.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.into(), source };
-        if fs::metadata(path).map_err(read)?.len() > MAX_FILE_BYTES {
-            return Err(read(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                "a configuration is at most 1 MiB",
-            )));
-        }
-        let text = fs::read_to_string(path).map_err(read)?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        Self::parse(&text, folder).map_err(|faults| ConfigError::Faults { path: path.into(), faults })
-    }
-
     /// For one machine alone: free ports of the loopback address, every device that proves its own key, no limits
     /// of rate, packets, quota or allocations per device.
     pub fn development(state_dir: PathBuf) -> Self {
@@ -253,6 +230,7 @@ impl Config {
                 self_certified: Some(Tier::default()),
                 devices: Vec::new(),
                 issuers: Vec::new(),
+                device_file: None,
                 key_files: Vec::new(),
             },
             guard: Guard::without_limits(),
@@ -267,25 +245,17 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn parse(text: &str, folder: &Path) -> Result<Self, Faults> {
-        read_all(text, folder).0
+        match text.parse::<Table>() {
+            Ok(table) => check(Layers::of(text, table, None), folder, Vec::new()).0,
+            Err(error) => Err(Faults(vec![sources::not_toml(&error)])),
+        }
     }
 }
 
-/// Also answers with the paths of all keys there are, for the test of the example.
-fn read_all(text: &str, folder: &Path) -> (Result<Config, Faults>, Vec<String>) {
-    let table = match text.parse::<Table>() {
-        Ok(table) => table,
-        Err(error) => {
-            let reason =
-                format!("this is not TOML: {}", error.to_string().trim_end().replace('\n', "\n    "));
-            // The error shows the line.
-            let reason = read::without_secrets(&reason);
-            let fault = Fault { key: String::new(), value: None, reason, example: String::new() };
-            return (Err(Faults(vec![fault])), Vec::new());
-        }
-    };
-    let mut faults = Vec::new();
-    let mut top = Section::new("", table, &mut faults);
+/// Checks the values of all layers; `faults` are those that came of laying them over each other. Also answers with the
+/// paths of all keys there are, for the test of the example.
+fn check(layers: Layers, folder: &Path, mut faults: Vec<Fault>) -> (Result<Config, Faults>, Vec<String>) {
+    let mut top = Section::new("", layers.values.clone(), &mut faults);
     let state_dir = top
         .read("state_dir", &format!("{DEFAULT_STATE_DIR:?}"), |value| {
             read::text(value).map(|dir| folder.join(dir))
@@ -308,12 +278,36 @@ fn read_all(text: &str, folder: &Path) -> (Result<Config, Faults>, Vec<String>) 
     keys.extend(ops_keys);
     keys.extend(security_keys);
     keys.extend(log_keys);
+    put_in_place(&mut faults, &layers, relay.device_file.as_deref());
     let config = if faults.is_empty() {
         Ok(Config { state_dir, relay, guard, ops, security, log })
     } else {
         Err(Faults(faults))
     };
     (config, keys)
+}
+
+/// Says of each fault where it is.
+fn put_in_place(faults: &mut [Fault], layers: &Layers, device_file: Option<&Path>) {
+    let mut in_device_file = None;
+    for fault in faults.iter_mut().filter(|fault| fault.place.is_none()) {
+        if let Some(place) = layers.place_of(&fault.key) {
+            fault.put(place.clone());
+            continue;
+        }
+        let Some(file) = device_file else { continue };
+        let prefix = format!("{}: ", file.display());
+        let Some(path) = fault.key.strip_prefix(&prefix) else { continue };
+        // Read anew: nobody needs the lines of a good one.
+        let places = in_device_file.get_or_insert_with(|| {
+            let text = read::text_file(file, devices::MAX_FILE_BYTES);
+            text.map(|text| layers::lines(&text, Some(file))).unwrap_or_default()
+        });
+        let section = path.rsplit_once('.').map_or(path, |(section, _)| section);
+        if let Some(place) = places.get(path).or_else(|| places.get(section)) {
+            fault.put(place.clone());
+        }
+    }
 }
 
 fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, Vec<String>) {
@@ -437,6 +431,7 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
     let (mut devices, device_keys) =
         devices::read_devices("relay.device", device_tables.unwrap_or_default(), &tiers, &mut seen, faults);
     let mut key_files = Vec::new();
+    let device_path = device_file.as_ref().map(|(path, _)| path.clone());
     if let Some((path, tables)) = device_file {
         let name = format!("{}: device", path.display());
         devices.extend(devices::read_devices(&name, tables.unwrap_or_default(), &tiers, &mut seen, faults).0);
@@ -471,6 +466,7 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
         self_certified: (self_certified == Some(true)).then_some(self_certified_tier),
         devices,
         issuers,
+        device_file: device_path,
         key_files,
     };
     (checked, keys)
@@ -493,14 +489,21 @@ fn read_certificate(relay: &mut Section<'_>, folder: &Path) -> Option<Certificat
     let mut key_path = None;
     let chain = relay.read("quic_cert_path", r#""/etc/zrc-relay/fullchain.pem""#, |value| {
         let path = cert_path.insert(path(value)?);
-        let chain: Vec<_> = CertificateDer::pem_file_iter(path)
-            .and_then(Iterator::collect)
-            .map_err(|error| format!("cannot read the certificate: {error}"))?;
-        if chain.is_empty() { Err("the file holds no certificate (PEM)".to_owned()) } else { Ok(chain) }
+        let pem = read::file(path, MAX_PEM_BYTES)?;
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+            .collect::<Result<_, _>>()
+            .map_err(|error| format!("the file holds no certificate (PEM): {error}"))?;
+        if chain.is_empty() {
+            Err("the file holds no certificate (PEM)".into())
+        } else {
+            Ok::<_, Reason>(chain)
+        }
     });
     let key = relay.read("quic_key_path", r#""/etc/zrc-relay/privkey.pem""#, |value| {
         let path = key_path.insert(path(value)?);
-        PrivateKeyDer::from_pem_file(path).map_err(|error| format!("cannot read the private key: {error}"))
+        let pem = read::file(path, MAX_PEM_BYTES)?;
+        PrivateKeyDer::from_pem_slice(&pem)
+            .map_err(|error| Reason::from(format!("the file holds no private key (PEM): {error}")))
     });
     let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| Value::String(path.display().to_string()));
     match (&cert_path, &key_path) {
@@ -591,9 +594,10 @@ fn read_ops(table: Table, faults: &mut Vec<Fault>) -> (Ops, Vec<String>) {
 mod tier_tests;
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
-    const EXAMPLE: &str = include_str!("../../relay.example.toml");
     const OPEN: &str = "[relay]\nself_certified = true\n";
     /// RFC 8032, test 1.
     const KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
@@ -641,10 +645,38 @@ mod tests {
                 explained = line.starts_with("# ");
             }
         }
-        let mut keys = read_all("", Path::new("")).1;
+        let mut keys = check(Layers::default(), Path::new(""), Vec::new()).1;
         keys.sort();
         shown.sort();
         assert_eq!(shown, keys);
+    }
+
+    /// What a number or a duration of 0 does is said, and true.
+    #[test]
+    fn r8_the_example_says_what_0_does() {
+        let mut refused = 0;
+        for key in example::keys() {
+            let is_duration = key.value.as_str().is_some_and(|text| parse_duration(text).is_ok());
+            if !key.value.is_integer() && !is_duration {
+                continue;
+            }
+            let (section, name) = key.path.rsplit_once('.').unwrap();
+            let header = match (section, key.is_in_list) {
+                ("relay", _) => String::new(),
+                (_, true) => format!("[[{section}]]\nname = \"gold\"\n"),
+                (_, false) => format!("[{section}]\n"),
+            };
+            let text = format!("{OPEN}{header}{name} = 0\n");
+            // A floor of 0 is as good as a word for it.
+            let said = key.about.contains("0: ") || key.about.contains(" 0 to ");
+            assert_eq!(parse(&text).is_ok(), said, "{}: {}", key.path, key.about);
+            refused += u32::from(!said);
+            if !said {
+                let bounds = [" to ", " or more", " up to "].iter().any(|words| key.about.contains(words));
+                assert!(bounds, "{} does not say its bounds: {}", key.path, key.about);
+            }
+        }
+        assert!(refused > 5, "{refused}");
     }
 
     #[test]
@@ -734,10 +766,13 @@ mod tests {
         let shown = parse(&format!("{OPEN}listen_port = 99999\n")).unwrap_err().to_string();
         assert_eq!(
             shown,
-            "  relay.listen_port = 99999\n    this must be a whole number from 0 to 65535\n    for example: listen_port = 4433"
+            "  relay.listen_port = 99999 (line 3)\n    this must be a whole number from 0 to 65535\n    for example: listen_port = 4433"
         );
         let shown = parse(&format!("{OPEN}idle_timout = \"3s\"\n")).unwrap_err().to_string();
-        assert_eq!(shown, "  relay.idle_timout = \"3s\"\n    there is no such key; is idle_timeout meant?");
+        assert_eq!(
+            shown,
+            "  relay.idle_timout = \"3s\" (line 3)\n    there is no such key; is idle_timeout meant?"
+        );
         let shown = parse("[relay\n").unwrap_err().to_string();
         assert!(shown.contains("this is not TOML") && shown.contains("line 1"), "{shown}");
     }

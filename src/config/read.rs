@@ -1,8 +1,17 @@
 //! Reads the keys of a TOML table one by one and collects what is wrong instead of stopping at it.
 
-use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    fmt::Display,
+    fs::File,
+    io::{self, Read as _},
+    net::IpAddr,
+    ops::RangeInclusive,
+    path::Path,
+    time::Duration,
+};
 
 use toml::{Table, Value};
+use zeroize::Zeroizing;
 
 use super::{
     Fault,
@@ -10,10 +19,44 @@ use super::{
 };
 
 /// What stands in the place of a secret.
-const NOT_SHOWN: &str = "(not shown)";
+pub(super) const NOT_SHOWN: &str = "(not shown)";
 
 /// How much of a wrong value is repeated in a fault, in characters.
 const SHOWN_CHARS: usize = 100;
+
+/// Why a value is refused.
+#[derive(Debug)]
+pub(super) struct Reason {
+    text: String,
+    /// See [`Fault::on_disk`].
+    on_disk: bool,
+}
+
+impl From<String> for Reason {
+    fn from(text: String) -> Self {
+        Self { text, on_disk: false }
+    }
+}
+
+impl From<&'static str> for Reason {
+    fn from(text: &'static str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl Reason {
+    /// The fault of a value that is read before the sections are.
+    pub(super) fn fault(self, key: &str, value: Option<&str>) -> Fault {
+        let Self { text, on_disk } = self;
+        Fault {
+            key: key.to_owned(),
+            value: value.map(|value| format!("{value:?}")),
+            reason: text,
+            on_disk,
+            ..Fault::default()
+        }
+    }
+}
 
 /// One table of the file. What has not been asked for when it is finished is an unknown key.
 pub(super) struct Section<'a> {
@@ -32,7 +75,7 @@ impl<'a> Section<'a> {
     }
 
     /// The key's checked value; `None` when it is not there, or is wrong and has become a fault.
-    pub(super) fn read<T, E: Display>(
+    pub(super) fn read<T, E: Into<Reason>>(
         &mut self,
         key: &'static str,
         example: &str,
@@ -44,19 +87,26 @@ impl<'a> Section<'a> {
         match parse(&value) {
             Ok(parsed) => Some(parsed),
             Err(reason) => {
-                self.fault(key, Some(&value), reason.to_string(), format!("{key} = {example}"));
+                let Reason { text, on_disk } = reason.into();
+                self.fault(key, Some(&value), text, format!("{key} = {example}"));
+                if let Some(fault) = self.faults.last_mut().filter(|_| on_disk) {
+                    fault.on_disk = true;
+                    // Another file that is not there would be no better.
+                    fault.example = String::new();
+                }
                 None
             }
         }
     }
 
     /// The same, of a value that no fault repeats.
-    pub(super) fn read_secret<T, E: Display>(
+    pub(super) fn read_secret<T, E: Into<Reason>>(
         &mut self,
         key: &'static str,
         example: &str,
         parse: impl FnOnce(&Value) -> Result<T, E>,
     ) -> Option<T> {
+        debug_assert!(is_secret(&self.path_of(key)), "{key} is not among SECRETS");
         self.secret.push(key);
         self.read(key, example, parse)
     }
@@ -94,7 +144,7 @@ impl<'a> Section<'a> {
             false => cut(&without_secrets(&value.to_string())),
         });
         let example = if example.ends_with("= ") { String::new() } else { example };
-        self.faults.push(Fault { key: self.path_of(key), value, reason, example });
+        self.faults.push(Fault { key: self.path_of(key), value, reason, example, ..Fault::default() });
     }
 
     /// Makes a fault of everything that was not asked for. Answers with the keys that were.
@@ -121,6 +171,36 @@ impl<'a> Section<'a> {
     }
 }
 
+/// The keys whose values are shown nowhere. In the environment, each can also be given as a file, with `_FILE`.
+pub(super) const SECRETS: [&str; 2] = ["security.webhook_secret", "security.webhook_url"];
+
+/// Whether this is one of [`SECRETS`].
+pub(super) fn is_secret(path: &str) -> bool {
+    SECRETS.contains(&path)
+}
+
+/// What is in a file that a key names; refused when it is larger than `most_bytes`.
+pub(super) fn file(path: &Path, most_bytes: u64) -> Result<Zeroizing<Vec<u8>>, Reason> {
+    let cannot = |error: io::Error| Reason {
+        text: format!("cannot read the file {}: {error}", path.display()),
+        on_disk: true,
+    };
+    let mut bytes = Zeroizing::new(Vec::new());
+    let file = File::open(path).map_err(cannot)?;
+    file.take(most_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > most_bytes {
+        return Err(format!("the file {} has more than {most_bytes} bytes", path.display()).into());
+    }
+    Ok(bytes)
+}
+
+/// The same, of a text.
+pub(super) fn text_file(path: &Path, most_bytes: u64) -> Result<Zeroizing<String>, Reason> {
+    let bytes = file(path, most_bytes)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| format!("the file {} is no text", path.display()))?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
 /// The text with what follows each `whsec_` left out.
 pub(super) fn without_secrets(text: &str) -> String {
     const PREFIX: &str = "whsec_";
@@ -145,7 +225,7 @@ fn cut(text: &str) -> String {
 }
 
 /// How many letters must be changed, added or dropped to make one of the other.
-fn distance(a: &str, b: &str) -> usize {
+pub(super) fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(64).collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, a) in a.chars().enumerate() {

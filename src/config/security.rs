@@ -1,6 +1,6 @@
 //! The section `[security]`: how security events are logged, and to whom they are sent.
 
-use std::{fmt, fs, path::Path};
+use std::{fmt, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::Url;
@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Fault,
-    read::{self, Section},
+    read::{self, Reason, Section},
 };
 
 /// What Standard Webhooks puts before a secret's base64.
@@ -118,15 +118,10 @@ fn secrets(value: &Value) -> Result<Vec<Zeroizing<Vec<u8>>>, String> {
 }
 
 /// One on each line; blank lines and those that begin with # are skipped.
-fn secret_file(value: &Value, folder: &Path) -> Result<Vec<Zeroizing<Vec<u8>>>, String> {
-    let path = folder.join(read::text(value)?);
-    let cannot = |error| format!("cannot read the secret: {error}");
-    if fs::metadata(&path).map_err(cannot)?.len() > MAX_SECRET_FILE_BYTES {
-        return Err(format!("a file of secrets has at most {MAX_SECRET_FILE_BYTES} bytes"));
-    }
-    let text = Zeroizing::new(fs::read_to_string(&path).map_err(cannot)?);
+fn secret_file(value: &Value, folder: &Path) -> Result<Vec<Zeroizing<Vec<u8>>>, Reason> {
+    let text = read::text_file(&folder.join(read::text(value)?), MAX_SECRET_FILE_BYTES)?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    checked(&lines.collect::<Vec<_>>())
+    Ok(checked(&lines.collect::<Vec<_>>())?)
 }
 
 fn checked(texts: &[&str]) -> Result<Vec<Zeroizing<Vec<u8>>>, String> {
@@ -149,6 +144,8 @@ fn checked(texts: &[&str]) -> Result<Vec<Zeroizing<Vec<u8>>>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::config::Config;
 

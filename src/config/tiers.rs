@@ -67,7 +67,7 @@ pub(super) fn read_tiers(
                 key: format!("{path}.name"),
                 value: Some(format!("{name:?}")),
                 reason: "this tier is already configured above".into(),
-                example: String::new(),
+                ..Fault::default()
             });
         }
         tiers.insert(name.as_str().into(), tier);

@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     prost_build::Config::new().bytes(["."]).skip_debug(secretive).compile_fds(files)?;
 
     // A package built outside a checkout can name its commit in the environment.
-    println!("cargo:rerun-if-env-changed=ZRC_RELAY_COMMIT");
+    println!("cargo:rerun-if-env-changed=ZRC_COMMIT");
     for watched in ["HEAD", "logs/HEAD"] {
         // Wherever git keeps them: a worktree has its own.
         if let Some(path) = git(&["rev-parse", "--git-path", watched])
@@ -20,9 +20,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("cargo:rerun-if-changed={path}");
         }
     }
-    let commit = env::var("ZRC_RELAY_COMMIT").ok().or_else(|| git(&["rev-parse", "--short=12", "HEAD"]));
+    let commit = env::var("ZRC_COMMIT").ok().or_else(|| git(&["rev-parse", "--short=12", "HEAD"]));
     let commit = commit.unwrap_or_else(|| "unknown".into());
-    println!("cargo:rustc-env=ZRC_RELAY_COMMIT={commit}");
+    println!("cargo:rustc-env=ZRC_COMMIT={commit}");
     Ok(())
 }
 

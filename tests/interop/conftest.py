@@ -56,7 +56,7 @@ class Process:
     """A running relay: its state directory, what it said, and its end."""
 
     def __init__(self, state_dir, *arguments):
-        binary = os.environ.get("ZRC_RELAY_BIN", DEFAULT_BIN)
+        binary = os.environ.get("ZRC_BIN", DEFAULT_BIN)
         self.state_dir = Path(state_dir)
         self.said = []
         self.stopped = False

@@ -14,7 +14,7 @@ const RELAY_ID: &str = "000102030405060708090a0b0c0d0e0f";
 const RELAY: [&str; 4] = ["--relay", "127.0.0.1:4433", "--relay-id", RELAY_ID];
 
 /// What a command did.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ran {
     pub(crate) exit: i32,
     pub(crate) stdout: String,

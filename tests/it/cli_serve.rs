@@ -99,7 +99,11 @@ impl Relay {
     }
 
     pub(crate) fn start(args: &[&str], folder: TempDir) -> Self {
-        let mut process = Running::start(&mut command(args), Stdio::null());
+        Self::start_command(&mut command(args), folder)
+    }
+
+    pub(crate) fn start_command(command: &mut Command, folder: TempDir) -> Self {
+        let mut process = Running::start(command, Stdio::null());
         let line = process.line_with("http://");
         // As any program would find it: from there to the blank.
         let ops = line.split("http://").nth(1).unwrap().split(' ').next().unwrap().to_owned();
@@ -242,7 +246,7 @@ fn a_wrong_configuration_is_refused_with_all_its_faults() {
         assert!(stderr.contains(part), "{part}: {stderr}");
     }
     for (args, exit) in [
-        (&["serve"][..], 2),
+        (&["serve"][..], 78),
         (&["serve", "--config", "/none"], 78),
         (&["serve", "--dev", "--config", "x"], 2),
     ] {

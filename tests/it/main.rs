@@ -11,6 +11,7 @@
 
 mod admin_page;
 mod architecture;
+mod check_config;
 mod cli;
 mod cli_bench;
 mod cli_clients;

@@ -180,7 +180,7 @@ async fn r8_a_changed_tier_is_felt_at_once() {
     served.replace("relay.toml", &other.replace("listen_port = 0\ndevice", "listen_port = 1\ndevice"));
     assert_eq!(ended(&issued).await.0, Some(CloseCode::Killed));
     // The port is another one too, which is not for a relay that runs.
-    served.said("other keys have changed too").await;
+    served.said("are read at the next start").await;
     assert!(device.is_connected());
     served.connect(served.token(2), 2).await.unwrap();
 }
