@@ -47,7 +47,7 @@ impl LevelHandle {
     }
 
     /// Puts another filter in force, until the next one: it is not kept over a restart. The text may come from a
-    /// caller of the admin API: it is bounded by [`filter::MAX_BYTES`], and what cannot be understood changes nothing.
+    /// caller of the admin API: it is bounded, and what cannot be understood changes nothing.
     ///
     /// # Errors
     /// [`LevelError`]; the filter in force stays.
