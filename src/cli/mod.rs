@@ -21,9 +21,11 @@ mod bench;
 mod check_config;
 mod exit;
 mod files;
+mod healthcheck;
 mod http;
 mod keygen;
 mod logging;
+mod manual;
 pub mod out;
 mod overrides;
 mod pair;
@@ -34,6 +36,7 @@ mod relay_arg;
 mod reload;
 mod running;
 mod serve;
+mod service;
 mod signals;
 mod state;
 mod token;
@@ -87,6 +90,14 @@ enum Command {
     CheckConfig(check_config::CheckConfig),
     Probe(Box<probe::Probe>),
     Bench(Box<bench::Bench>),
+    Healthcheck(healthcheck::Healthcheck),
+    Man(manual::Man),
+    Completions(manual::Completions),
+}
+
+/// The command line's definition: what man pages and completions are made of.
+pub fn definition() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// Reads the command line, does what it says, and answers with the exit code.
@@ -115,6 +126,9 @@ fn run(log: &logging::LogArgs, command: Command) -> Result<Exit, Failure> {
         Command::Quickstart(quickstart) => block_on(2, quickstart.run()),
         Command::Bench(bench) => block_on(bench_threads(), bench.run()),
         Command::Probe(probe) => block_on(1, probe.run()),
+        Command::Healthcheck(healthcheck) => block_on(1, healthcheck.run()),
+        Command::Man(man) => man.run(),
+        Command::Completions(completions) => completions.run(),
     }
 }
 
@@ -158,13 +172,11 @@ fn show_unix(unix_secs: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        definition().debug_assert();
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Exit, Failure, OrFail as _};
+use super::{Exit, Failure, OrFail as _, service};
 use crate::config::{Changed, Config, ConfigError, Settings, Sources, Standing};
 
 /// How long nothing more may happen before the files are read: several are often changed together.
@@ -71,15 +71,23 @@ impl Reload {
         loop {
             let Some(source) = &mut self.source else {
                 self.hangup.recv().await;
+                service::reloading();
                 tracing::info!("SIGHUP: there is no configuration file to read again");
+                service::reloaded();
                 continue;
             };
             let asked = tokio::select! {
                 _ = self.hangup.recv() => true,
                 () = source.watched.changed() => false,
             };
+            if asked {
+                service::reloading();
+            }
             if let Some(config) = source.read(asked).await {
                 return config;
+            }
+            if asked {
+                service::reloaded();
             }
         }
     }

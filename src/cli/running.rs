@@ -158,6 +158,16 @@ impl Running {
         out::say(format_args!("clients: --relay {}", self.descriptor_path.display()));
     }
 
+    /// Where it listens, in one line.
+    pub(super) fn status(&self) -> String {
+        format!("relay on {} (UDP), ops on {}", self.relay.local_addr(), self.ops_url())
+    }
+
+    /// How long ago the slowest thread that moves packets last came round.
+    pub(super) fn silent_for(&self) -> Duration {
+        self.relay.silent_for()
+    }
+
     /// Waits until a part of the relay has failed that nothing but a new start brings back.
     pub(super) async fn lost(&self) {
         self.relay.lost().await;

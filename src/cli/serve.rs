@@ -3,8 +3,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Exit, Failure, logging::LogArgs, out, overrides::Set, reload::Reload, running::Running, signals::Signals,
-    state,
+    Exit, Failure, logging::LogArgs, out, overrides::Set, reload::Reload, running::Running, service,
+    signals::Signals, state,
 };
 use crate::config::{self, Sources};
 
@@ -70,20 +70,32 @@ impl Serve {
         let mut signals = Signals::new()?;
         let running = Running::start(config).await?;
         running.announce();
-        let lost = loop {
-            tokio::select! {
-                _ = signals.next() => break false,
-                () = running.lost() => break true,
-                config = reload.next() => {
-                    // A level that was set by other means stays until the file says another one.
-                    if config.log.level != said.level {
-                        log.follow(&config.log);
-                        said = config.log.clone();
+        service::ready(&running.status());
+        let lost = {
+            let alive = service::feed_watchdog(
+                sd_notify::watchdog_enabled(),
+                || running.silent_for(),
+                service::alive,
+            );
+            tokio::pin!(alive);
+            loop {
+                tokio::select! {
+                    _ = signals.next() => break false,
+                    () = running.lost() => break true,
+                    () = &mut alive => {}
+                    config = reload.next() => {
+                        // A level that was set by other means stays until the file says another one.
+                        if config.log.level != said.level {
+                            log.follow(&config.log);
+                            said = config.log.clone();
+                        }
+                        running.apply(config);
+                        service::reloaded();
                     }
-                    running.apply(config);
                 }
             }
         };
+        service::stopping();
         running.begin_leaving();
         out::say(format_args!(
             "leaving: telling the clients, for at most {} s (a second signal ends at once)",

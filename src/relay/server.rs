@@ -282,6 +282,20 @@ impl RelayServer {
         }
     }
 
+    /// How long ago the slowest shard last came round. Each does four times a second, whatever else it has to do: one
+    /// that has not for seconds is stuck, and its clients with it.
+    pub fn silent_for(&self) -> Duration {
+        let now = self.hub.clock.mono();
+        let rounds = self.shards.iter().map(|shard| now.saturating_sub(shard.last_round()));
+        rounds.max().unwrap_or_default()
+    }
+
+    /// Keeps one shard from coming round.
+    #[cfg(test)]
+    pub(super) fn hold_up(&self) -> Option<impl Drop + '_> {
+        self.shards.last().map(RunningShard::hold_up)
+    }
+
     /// Waits until a shard ends that was not asked to: then part of the clients is lost, and nothing brings them
     /// back but a new start. Cancel-safe; for one caller.
     pub async fn lost(&self) {

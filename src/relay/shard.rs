@@ -61,6 +61,8 @@ pub(super) struct Shard {
     /// What the lists were when all legs were last compared with them.
     list_changes: AtomicU64,
     sweeps: AtomicU64,
+    /// When its thread last came round, in monotonic milliseconds.
+    round_ms: AtomicU64,
 }
 
 impl Shard {
@@ -73,6 +75,7 @@ impl Shard {
             legs: Mutex::default(),
             list_changes: AtomicU64::new(0),
             sweeps: AtomicU64::new(0),
+            round_ms: AtomicU64::new(0),
         }
     }
 
@@ -137,6 +140,12 @@ impl Shard {
                 leg.close(CloseCode::Idle, "nothing was heard from this connection for the idle timeout");
             }
         }
+        self.came_round(mono);
+    }
+
+    /// Once more the thread has done all that it had to do.
+    fn came_round(&self, mono: Duration) {
+        self.round_ms.store(u64::try_from(mono.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 
@@ -199,6 +208,7 @@ pub(super) struct RunningShard {
     /// Sent once: stop, and take at most this long; at once and without a goodbye when that is nothing.
     stop: Option<oneshot::Sender<Duration>>,
     thread: JoinHandle<()>,
+    shard: Arc<Shard>,
 }
 
 /// Says that the shard has ended, unless that was wanted.
@@ -241,13 +251,27 @@ impl RunningShard {
         };
         let (stop, stopped) = oneshot::channel();
         let name = format!("zrc-shard-{}", shard.number);
+        shard.came_round(hub.clock.mono());
+        let shard = Arc::new(shard);
+        let its_shard = shard.clone();
         let lost = common.lost.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             let mut alarm = Alarm { lost, wanted: false };
-            alarm.wanted = runtime.block_on(run(endpoint, Arc::new(shard), hub, stopped));
+            alarm.wanted = runtime.block_on(run(endpoint, its_shard, hub, stopped));
             // Dropped here: tasks that are left end with their runtime.
         })?;
-        Ok(Self { stop: Some(stop), thread })
+        Ok(Self { stop: Some(stop), thread, shard })
+    }
+
+    /// When its thread last came round, as monotonic time: it does four times a second.
+    pub fn last_round(&self) -> Duration {
+        Duration::from_millis(self.shard.round_ms.load(Ordering::Relaxed))
+    }
+
+    /// Keeps its thread from coming round.
+    #[cfg(test)]
+    pub fn hold_up(&self) -> impl Drop + '_ {
+        self.shard.legs()
     }
 
     /// Has it close all that is left, within about `deadline`, and end.

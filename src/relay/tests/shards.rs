@@ -1,10 +1,10 @@
 //! Several shards behind one port: each connection has its thread, and stays with it.
 
-use std::{net::UdpSocket, num::NonZeroU8};
+use std::{net::UdpSocket, num::NonZeroU8, time::Duration};
 
 use quinn::ConnectionId;
 
-use super::{super::MAX_SHARDS, Harness, Joined, Pair, Role, soon, steer};
+use super::{super::MAX_SHARDS, Harness, Joined, PATIENCE, Pair, Role, soon, steer};
 use crate::{
     relay::{
         StartError,
@@ -214,4 +214,24 @@ async fn the_loss_of_a_shard_is_reported_and_the_others_go_on() {
     soon(harness.server.lost()).await;
     exchange(&device, &peer).await;
     harness.server.shutdown(std::time::Duration::from_secs(5)).await;
+}
+
+/// What the service manager's watchdog is fed by.
+#[test]
+fn a_shard_that_does_not_come_round_is_noticed() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _inside = runtime.enter();
+    let harness = harness();
+    let wait = |until: &dyn Fn(Duration) -> bool| {
+        let started = harness.clock.mono();
+        while !until(harness.server.silent_for()) {
+            assert!(harness.clock.mono() - started < PATIENCE, "{:?}", harness.server.silent_for());
+            std::thread::yield_now();
+        }
+    };
+    wait(&|silent| silent < Duration::from_millis(400));
+    let held = harness.server.hold_up();
+    wait(&|silent| silent > Duration::from_secs(1));
+    drop(held);
+    wait(&|silent| silent < Duration::from_millis(400));
 }
