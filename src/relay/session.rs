@@ -75,10 +75,13 @@ pub(super) struct Terms {
 }
 
 /// Serves one connection attempt to its end.
-pub(super) async fn serve(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) {
-    // Boxed, so that what only a handshake needs is not held for as long as the session lives.
-    if let Some((mut guard, session)) = Box::pin(let_in(hub, shard, caller)).await {
-        guard.code = session.run().await;
+pub(super) fn serve(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) -> impl Future<Output = ()> + Send {
+    // Boxed, as is all that a session seldom does, so that what it needs then is not held for as long as it lives.
+    let letting_in = Box::pin(let_in(hub, shard, caller));
+    async move {
+        if let Some((mut guard, mut session)) = letting_in.await {
+            guard.code = session.run().await;
+        }
     }
 }
 
@@ -450,7 +453,7 @@ struct Session {
 
 impl Session {
     /// Serves until the end; the code, when this side decided it.
-    async fn run(mut self) -> Option<CloseCode> {
+    async fn run(&mut self) -> Option<CloseCode> {
         let leg = self.admitted.leg.clone();
         let _watched = self.shard.watch(&self.hub, leg.clone());
         self.reader.set_max(MAX_FRAME);
@@ -460,7 +463,7 @@ impl Session {
             path_limit: PathLimits { raw_bytes: 0, ..leg.path_limits() },
         };
         let allocated = self.allocated(&told);
-        if let Err(end) = self.say(&allocated).await {
+        if let Err(end) = Box::pin(self.say(&allocated)).await {
             return end;
         }
         let mut children = JoinSet::new();
@@ -488,10 +491,10 @@ impl Session {
                             code: u32::from(code.number()),
                             message: message.to_string(),
                         });
-                        goodbye(&leg.connection, Some(&mut self.send), &closing, code, &message).await;
+                        Box::pin(goodbye(&leg.connection, Some(&mut self.send), &closing, code, &message)).await;
                         return Some(code);
                     }
-                    if let Err(end) = self.tell(&mut told, outbox).await {
+                    if let Err(end) = Box::pin(self.tell(&mut told, outbox)).await {
                         return end;
                     }
                 }
@@ -508,7 +511,7 @@ impl Session {
                     let outcome = match frame {
                         // A client may finish its side; it is then told things and asks for none.
                         Ok(None) => { client_speaks = false; Ok(()) }
-                        Ok(Some(body)) => { pace.spend(self.hub.clock.mono()); self.answer(body).await }
+                        Ok(Some(body)) => { pace.spend(self.hub.clock.mono()); Box::pin(self.answer(body)).await }
                         Err(error) => Err(rejection_of(&error)),
                     };
                     match outcome {
@@ -521,7 +524,7 @@ impl Session {
                             let code = rejection.code;
                             self.hub.metrics.refused(code);
                             report_limit(&self.hub, &rejection, self.caller());
-                            refuse(&leg.connection, Some(&mut self.send), rejection).await;
+                            Box::pin(refuse(&leg.connection, Some(&mut self.send), rejection)).await;
                             return Some(code);
                         }
                     }
@@ -706,6 +709,19 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each connection holds these for as long as it lives, and most have nothing to do.
+    #[test]
+    fn what_rests_is_small() {
+        fn size<A, F>(_: impl Fn(A) -> F) -> usize {
+            size_of::<F>()
+        }
+        let session = size(|(hub, shard, caller)| serve(hub, shard, caller));
+        let splices = size(|(hub, leg)| splice_streams(hub, leg));
+        let datagrams = size(|(hub, leg)| forward_datagrams(hub, leg));
+        assert!(session <= 1800 && splices <= 900 && datagrams <= 200, "{session} {splices} {datagrams}");
+        assert!(size_of::<Leg>() <= 832, "{}", size_of::<Leg>());
+    }
 
     #[test]
     fn control_messages_pass_in_a_burst_and_then_at_their_interval() {

@@ -40,7 +40,7 @@ async fn splice_bidirectional(hub: &Arc<Hub>, leg: &Arc<Leg>) {
         allow_more(leg, Dir::Bi, streams);
         let (here_sink, here_source) = (Sink::new(here_send), Source(here_recv));
         let (other, (there_send, there_recv)) =
-            open(leg, |other| async move { other.connection.open_bi().await }).await;
+            Box::pin(open(leg, |other| async move { other.connection.open_bi().await })).await;
         let (there_sink, there_source) = (Sink::new(there_send), Source(there_recv));
         hub.metrics.streams(true).inc();
         let (hub, leg) = (hub.clone(), leg.clone());
@@ -60,7 +60,8 @@ async fn splice_unidirectional(hub: &Arc<Hub>, leg: &Arc<Leg>) {
         streams += 1;
         allow_more(leg, Dir::Uni, streams);
         let here_source = Source(here_recv);
-        let (_, there_send) = open(leg, |other| async move { other.connection.open_uni().await }).await;
+        let (_, there_send) =
+            Box::pin(open(leg, |other| async move { other.connection.open_uni().await })).await;
         let there_sink = Sink::new(there_send);
         hub.metrics.streams(false).inc();
         let (hub, leg) = (hub.clone(), leg.clone());
