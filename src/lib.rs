@@ -31,8 +31,10 @@
 //! # A connection's life
 //!
 //! 1. The kernel hands its packets to one of the shards, threads that share the UDP port: a BPF program reads which
-//!    from the connection ID, so a client that changes its address stays. The guard says whether it may begin: by list, by its source's budget, by what floods there are. The shard's endpoint accepts it, if fewer than `max_unauthenticated` others are still without a token. Until
-//!    it has one it may open one stream, send 16 KiB, and take 3 s.
+//!    from the connection ID, so a client that changes its address stays. The guard says whether it may begin: by list,
+//!    by its source's budget, by what floods there are. The shard's endpoint accepts it, if fewer than
+//!    `max_unauthenticated` others are still without a token. Until it has one it may open one stream, send 16 KiB, and
+//!    take 3 s.
 //! 2. Its session reads `Hello`, checks the token (form, key, signature, audience, allocation, times: bytes become
 //!    a [`SignedToken`](wire::SignedToken) of a device or an [`IssuerToken`](wire::IssuerToken) of a back end, that a
 //!    [`VerifiedToken`](wire::token::VerifiedToken), that [`Claims`](wire::Claims)), and checks the proof, bound to
