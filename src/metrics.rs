@@ -5,6 +5,7 @@
 mod guard;
 mod security;
 mod striped;
+mod totals;
 
 use std::fmt;
 
@@ -16,6 +17,7 @@ pub use self::guard::{GuardIgnored, GuardMetrics, GuardRefused};
 pub use self::security::{SecurityKind, SecurityMetrics, WebhookOutcome};
 pub use self::striped::Counter;
 use self::striped::{Counters, Family};
+pub use self::totals::{Passed, Sent, Totals};
 
 use crate::wire::{CloseCode, Role};
 

@@ -81,6 +81,11 @@ impl LogArgs {
 }
 
 impl Log {
+    /// Changes what is logged.
+    pub(super) fn level(&self) -> LevelHandle {
+        self.level.clone()
+    }
+
     /// Puts a configuration's level in force that has changed while the program runs, unless the command line said
     /// another one.
     pub(super) fn follow(&self, changed: &config::Log) {

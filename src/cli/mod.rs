@@ -19,6 +19,7 @@
 
 mod bench;
 mod check_config;
+mod control;
 mod exit;
 mod files;
 mod healthcheck;

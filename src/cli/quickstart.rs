@@ -125,7 +125,7 @@ impl Quickstart {
             None => state::user_folder("quickstart")?,
         };
         let mut signals = Signals::new()?;
-        let running = Running::start(Config::development(folder.clone())).await?;
+        let running = Running::start(Config::development(folder.clone()), None).await?;
         running.announce();
         let keys = Keys::find(&folder)?;
 

@@ -8,7 +8,9 @@ use std::{
 };
 
 use super::{
-    Exit, Failure, OrFail as _, VERSION, out,
+    Exit, Failure, OrFail as _, VERSION,
+    control::Controlled,
+    out,
     state::{Given, State},
 };
 use crate::{
@@ -19,11 +21,17 @@ use crate::{
         WebhookSettings,
     },
     metrics::Metrics,
-    ops::{Handles, OpsServer, Readiness},
+    ops::{
+        Check, Handles, Hosts, NotReady, OpsServer, Readiness,
+        admin::{self, AdminServer},
+        audit::Audit,
+        tokens::Tokens,
+    },
     relay::{
         self, Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, Issuer, Pinned, RelayConfig, RelayServer, StartError,
         TlsIdentity,
     },
+    telemetry::LevelHandle,
     wire::Descriptor,
 };
 
@@ -33,6 +41,8 @@ const _: () = assert!(config::MAX_SHARDS == relay::MAX_SHARDS);
 pub(super) struct Running {
     relay: RelayServer,
     ops: OpsServer,
+    /// For its end.
+    admin: AdminServer,
     readiness: Readiness,
     /// Sends security events for as long as it is here.
     _webhook: Option<Webhook>,
@@ -44,13 +54,15 @@ pub(super) struct Running {
 
 impl Running {
     /// Starts everything; when it returns, the relay is ready and `relay.json` written. Call it inside a tokio
-    /// runtime.
+    /// runtime. `log` is what administrators may change.
     ///
     /// # Errors
     /// What could not be had; nothing is left running.
-    pub(super) async fn start(config: Config) -> Result<Self, Failure> {
-        let Config { state_dir, relay: wanted, guard, ops, security: reporting, log: _ } = config;
+    pub(super) async fn start(config: Config, log: Option<LevelHandle>) -> Result<Self, Failure> {
+        let Config { state_dir, relay: wanted, guard, ops, security: reporting, admin: administered, log: _ } =
+            config;
         let admission = admission(&wanted);
+        let origin = if wanted.certificate.is_some() { "files" } else { "self-signed" };
         let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
         let state = State::open(state_dir, &wanted.server_name, given)?;
         let clock = Clock::start();
@@ -122,21 +134,60 @@ impl Running {
             region: wanted.region,
         };
         let readiness = Readiness::default();
+        let handle = relay.handle();
+        let (max_allocations, live) = (wanted.rules.max_allocations, metrics.allocations.clone());
+        readiness.watch(move || {
+            let live = usize::try_from(live.get()).unwrap_or(0);
+            let detail = format!("{live} of {max_allocations} allocations");
+            vec![Check::new("allocations", live < max_allocations, detail, NotReady::Full)]
+        });
+        let shards = relay.shards();
+        readiness.watch(move || {
+            vec![Check::new("shards", true, format!("{shards} of {shards} run"), NotReady::Starting)]
+        });
+        let named = wanted.public.as_ref().map(|public| public.host.clone());
+        let hosts =
+            Hosts::new(ops.allowed_hosts.into_iter().chain(named).chain([descriptor.server_name.clone()]));
+        let shown = metrics.clone();
         let handles = Handles {
             clock,
             version: VERSION,
             readiness: readiness.clone(),
             metrics: Arc::new(move || {
-                metrics.encode().inspect_err(|error| tracing::error!(%error, "cannot show the metrics")).ok()
+                shown.encode().inspect_err(|error| tracing::error!(%error, "cannot show the metrics")).ok()
             }),
             descriptor: Arc::new(descriptor.clone()),
+            hosts: hosts.clone(),
         };
         let ops = OpsServer::start(ops.listen, handles)
             .await
             .or_fail(Exit::Unavailable, format!("cannot listen on TCP {}", ops.listen))?;
+        let audit = Audit::open(state.folder(), clock).or_fail(
+            Exit::CantCreate,
+            format!("cannot open the audit log in {}", state.folder().display()),
+        )?;
+        let token_file = administered.token_file.clone().unwrap_or_else(|| state.folder().join(TOKEN_FILE));
+        let mut admin = AdminServer::new(admin::Handles {
+            clock,
+            version: VERSION,
+            readiness: readiness.clone(),
+            metrics,
+            guard: relay.guard().clone(),
+            control: Arc::new(Controlled {
+                relay: handle,
+                log,
+                certificate: admin::Certificate { origin, expires_at_unix: None },
+            }),
+            descriptor: Arc::new(descriptor.clone()),
+            max_allocations,
+            audit: Arc::new(audit),
+            tokens: Arc::new(Tokens::new(token_file)),
+            hosts,
+        });
+        listen_for_administrators(&mut admin, administered).await?;
         let descriptor_path = state.write_descriptor(&descriptor)?;
         readiness.set_ready();
-        Ok(Self { relay, ops, readiness, _webhook: webhook, descriptor, descriptor_path })
+        Ok(Self { relay, ops, admin, readiness, _webhook: webhook, descriptor, descriptor_path })
     }
 
     /// Puts in force what can change while it runs: who may come, and who may have what.
@@ -155,6 +206,12 @@ impl Running {
             "ops on {} (status page) /health /ready /metrics /.well-known/zrc-relay",
             self.ops_url()
         ));
+        if let Some(url) = self.admin.url() {
+            out::say(format_args!("admin API and dashboard on {url}, for those with a token"));
+        }
+        if let Some(socket) = self.admin.socket() {
+            out::say(format_args!("admin socket {}", socket.display()));
+        }
         out::say(format_args!("clients: --relay {}", self.descriptor_path.display()));
     }
 
@@ -180,15 +237,46 @@ impl Running {
 
     /// From now on `/ready` says that new work is not welcome.
     pub(super) fn begin_leaving(&self) {
-        self.readiness.set_draining();
+        self.readiness.set_leaving();
     }
 
     /// Unready first, then goodbye to every client, then the end, within `deadline`.
     pub(super) async fn stop(self, deadline: Duration) {
         self.begin_leaving();
         self.relay.shutdown(deadline).await;
-        self.ops.stop().await;
+        tokio::join!(self.ops.stop(), self.admin.stop());
     }
+}
+
+/// Where tokens are kept unless the configuration says otherwise, below the state directory.
+pub(super) const TOKEN_FILE: &str = "admin.tokens";
+/// Where the Unix socket is unless the configuration says otherwise, for development.
+pub(super) const ADMIN_SOCKET: &str = "admin.sock";
+
+async fn listen_for_administrators(admin: &mut AdminServer, wanted: config::Admin) -> Result<(), Failure> {
+    if let Some(path) = wanted.socket {
+        admin.listen_unix(&path).or_fail(
+            Exit::Unavailable,
+            format!("cannot listen on the Unix socket {} (admin.socket)", path.display()),
+        )?;
+    }
+    if let Some(listen) = wanted.listen {
+        let tls = wanted.certificate.map(|certificate| {
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()?
+                .with_no_client_auth()
+                .with_single_cert(certificate.chain, certificate.key)?;
+            tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+            Ok::<_, rustls::Error>(Arc::new(tls))
+        });
+        let tls = tls.transpose().or_fail(Exit::Config, "admin.cert_path cannot be used")?;
+        admin
+            .listen_tcp(listen, tls)
+            .await
+            .or_fail(Exit::Unavailable, format!("cannot listen on TCP {listen} ([admin])"))?;
+    }
+    Ok(())
 }
 
 /// Who may have what, as the relay wants it told.

@@ -3,10 +3,17 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Exit, Failure, logging::LogArgs, out, overrides::Set, reload::Reload, running::Running, service,
-    signals::Signals, state,
+    Exit, Failure,
+    logging::LogArgs,
+    out,
+    overrides::Set,
+    reload::Reload,
+    running::{ADMIN_SOCKET, Running},
+    service,
+    signals::Signals,
+    state,
 };
-use crate::config::{self, Sources};
+use crate::config::{self, MAX_SOCKET_BYTES, Sources};
 
 /// From the signal to the end. Clients acknowledge within a second where they can; the rest is for those that
 /// are slow. Below what service managers grant.
@@ -64,11 +71,15 @@ impl Serve {
             sources.over.state_dir = Some(state::user_folder("dev")?);
             (config, settings) = sources.load()?;
         }
+        if self.dev && config.admin.socket.is_none() {
+            config.admin.socket = Some(config.state_dir.join(ADMIN_SOCKET))
+                .filter(|path| path.as_os_str().len() <= MAX_SOCKET_BYTES);
+        }
         let mut said = config.log.clone();
         let log = log.start(&said)?;
         let mut reload = Reload::new(sources, settings, &config)?;
         let mut signals = Signals::new()?;
-        let running = Running::start(config).await?;
+        let running = Running::start(config, Some(log.level())).await?;
         running.announce();
         service::ready(&running.status());
         let lost = {

@@ -6,6 +6,8 @@
 //! | `cert.pem` | 0644 | a certificate for it, signed by itself |
 //! | `relay_id` | 0644 | the audience of tokens, random |
 //! | `relay.json` | 0644 | how clients find the relay; written at each start |
+//! | `audit.jsonl` | 0600 | what administrators did, and `audit.head`, how far it goes |
+//! | `admin.tokens` | 0600 | the hashes of their tokens, unless the configuration has another file |
 //!
 //! Files appear whole or not at all, so that two starts at once agree on one key and one id.
 
@@ -65,6 +67,11 @@ impl State {
         };
         let pin = pin_of(&certificate)?;
         Ok(Self { folder, certificate, pin, relay_id })
+    }
+
+    /// Where it is.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Writes `relay.json` and answers with its path.

@@ -5,6 +5,7 @@
 //! keys are usable, certificates fit their keys. `relay.example.toml` in the top folder documents every key; tests
 //! hold it to the defaults here, and to which keys a running relay heeds.
 
+mod admin;
 mod devices;
 mod example;
 mod fault;
@@ -34,6 +35,7 @@ use rustls::{
 };
 use toml::{Table, Value};
 
+pub use admin::{Admin, DEFAULT_ADMIN_PORT, MAX_SOCKET_BYTES};
 pub use devices::{Device, Standing};
 pub use example::EXAMPLE;
 #[cfg(test)]
@@ -101,6 +103,8 @@ pub struct Config {
     pub security: Security,
     /// What is logged, and how it looks.
     pub log: Log,
+    /// Those who look after it.
+    pub admin: Admin,
 }
 
 /// The section `[relay]`.
@@ -151,6 +155,8 @@ pub struct Relay {
 pub struct Ops {
     /// Where to listen, TCP.
     pub listen: SocketAddr,
+    /// Names that HTTP is asked by here and on the admin port, besides addresses and private ones.
+    pub allowed_hosts: Vec<String>,
 }
 
 /// A certificate chain, leaf first, and the leaf's key.
@@ -234,9 +240,10 @@ impl Config {
                 key_files: Vec::new(),
             },
             guard: Guard::without_limits(),
-            ops: Ops { listen: loopback },
+            ops: Ops { listen: loopback, allowed_hosts: Vec::new() },
             security: Security::default(),
             log: Log::default(),
+            admin: Admin::default(),
         }
     }
 
@@ -266,21 +273,24 @@ fn check(layers: Layers, folder: &Path, mut faults: Vec<Fault>) -> (Result<Confi
     let ops = top.table("ops");
     let security = top.table("security");
     let log = top.table("log");
+    let admin = top.table("admin");
     let mut keys = top.finish();
     let (relay, relay_keys) = read_relay(relay, folder, &mut faults);
     let (guard, guard_keys) = Guard::read(guard, &mut faults);
     let (ops, ops_keys) = read_ops(ops, &mut faults);
     let (security, security_keys) = Security::read(security, folder, &mut faults);
     let (log, log_keys) = Log::read(log, &mut faults);
-    keys.retain(|key| !matches!(key.as_str(), "relay" | "guard" | "ops" | "security" | "log"));
+    let (admin, admin_keys) = Admin::read(admin, folder, &mut faults);
+    keys.retain(|key| !matches!(key.as_str(), "relay" | "guard" | "ops" | "security" | "log" | "admin"));
     keys.extend(relay_keys);
     keys.extend(guard_keys);
     keys.extend(ops_keys);
     keys.extend(security_keys);
     keys.extend(log_keys);
+    keys.extend(admin_keys);
     put_in_place(&mut faults, &layers, relay.device_file.as_deref());
     let config = if faults.is_empty() {
-        Ok(Config { state_dir, relay, guard, ops, security, log })
+        Ok(Config { state_dir, relay, guard, ops, security, log, admin })
     } else {
         Err(Faults(faults))
     };
@@ -582,12 +592,23 @@ impl Certificate {
     }
 }
 
+/// Names without ports; `*` for all there are.
+fn hosts(value: &Value) -> Result<Vec<String>, &'static str> {
+    const FORM: &str =
+        "this must be a list of host names without ports, as [\"relay.example.com\"], or [\"*\"]";
+    let is_name =
+        |name: &&str| *name == "*" || matches!(ServerName::try_from(*name), Ok(ServerName::DnsName(_)));
+    let names = value.as_array().ok_or(FORM)?.iter();
+    names.map(|name| name.as_str().filter(is_name).map(str::to_owned).ok_or(FORM)).collect()
+}
+
 fn read_ops(table: Table, faults: &mut Vec<Fault>) -> (Ops, Vec<String>) {
     let mut ops = Section::new("ops", table, faults);
     let listen_addr =
         ops.read("listen_addr", r#""127.0.0.1""#, read::ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let listen_port = ops.read("listen_port", "9433", read::number(0..=u16::MAX)).unwrap_or(DEFAULT_OPS_PORT);
-    (Ops { listen: SocketAddr::new(listen_addr, listen_port) }, ops.finish())
+    let allowed_hosts = ops.read("allowed_hosts", r#"["relay.example.com"]"#, hosts).unwrap_or_default();
+    (Ops { listen: SocketAddr::new(listen_addr, listen_port), allowed_hosts }, ops.finish())
 }
 
 #[cfg(test)]
@@ -598,7 +619,7 @@ mod tests {
 
     use super::*;
 
-    const OPEN: &str = "[relay]\nself_certified = true\n";
+    pub(super) const OPEN: &str = "[relay]\nself_certified = true\n";
     /// RFC 8032, test 1.
     const KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
 
@@ -685,7 +706,9 @@ mod tests {
             .lines()
             // These name files.
             .filter(|line| {
-                !["quic_", "webhook_", "device_file", "key_path"].iter().any(|key| line.contains(key))
+                !["quic_", "webhook_", "device_file", "key_path", "cert_path"]
+                    .iter()
+                    .any(|key| line.contains(key))
             })
             .map(|line| if line.starts_with("#") && !line.starts_with("# ") { &line[1..] } else { line })
             .flat_map(|line| [line, "\n"])

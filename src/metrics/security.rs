@@ -106,6 +106,11 @@ impl SecurityMetrics {
         })
     }
 
+    /// How many there were of this kind.
+    pub fn events_of(&self, kind: SecurityKind) -> u64 {
+        self.events.get(kind as usize).map_or(0, IntCounter::get)
+    }
+
     /// One more of this kind.
     pub fn event(&self, kind: SecurityKind) {
         // ALL is in the order of the variants, and both lists were made from ALL.

@@ -1,56 +1,46 @@
-//! HTTP for those who run the relay: health, readiness, metrics, the relay's description of itself, and a page
-//! that shows them.
+//! HTTP for those who run the relay: health, readiness, metrics, the relay's description of itself, a page that
+//! shows them, and the admin API.
 //!
-//! Knows the relay only by the handles in [`Handles`]. Plain HTTP/1.1, meant for loopback or a private network.
-//! Whoever can connect can read everything here; nothing here changes anything. Connections are bounded in
-//! number ([`MAX_CONNECTIONS`]) and in time, so that a slow or silent caller cannot keep others out for long.
+//! Knows the relay only by the handles in [`Handles`] and [`admin::Handles`]. The ops port is plain HTTP/1.1, meant for
+//! loopback or a private network: whoever can connect can read everything there, and nothing there changes anything.
+//! What changes something is the admin API, which has sockets of its own. Connections are bounded in number
+//! ([`MAX_CONNECTIONS`]) and in time, so that slow or silent callers do not keep others out.
 
+pub mod admin;
+pub mod audit;
+mod host;
 mod page;
+mod problem;
 mod readiness;
+mod server;
+pub mod tokens;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Request, State},
-    http::{HeaderValue, Method, StatusCode, header},
+    extract::{DefaultBodyLimit, Query, Request, State},
+    http::{HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
-use serde::Serialize;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::JoinSet,
-    time::timeout,
-};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
 use tower_http::timeout::TimeoutLayer;
 
-pub use readiness::{NotReady, Readiness};
+pub use host::Hosts;
+use problem::{no_such_method, problem};
+pub use readiness::{Check, NotReady, Readiness};
+pub use server::MAX_CONNECTIONS;
+use server::{Listener, Server};
 
 use crate::{clock::Clock, wire::Descriptor};
 
-/// Connections at once. Probes and scrapers are few; one more waits in the kernel's queue until one ends,
-/// which the times below promise.
-pub const MAX_CONNECTIONS: usize = 64;
-/// For the request line and all headers; also how long an idle connection is kept.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the answer to one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection's whole life. A scraper connects anew; one that never reads its answer has to go.
-const CONNECTION_LIFETIME: Duration = Duration::from_secs(120);
-/// For answers under way when the server stops.
-const STOP_TIMEOUT: Duration = Duration::from_secs(1);
-/// Nothing here takes a body.
+/// What the largest body comes to that anything here takes.
 const MAX_BODY_BYTES: usize = 16 * 1024;
-/// Accepting fails for want of file descriptors, say: wait this long instead of spinning.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// What the server shows, and whom it asks.
 #[derive(Clone)]
@@ -65,14 +55,15 @@ pub struct Handles {
     pub metrics: Arc<dyn Fn() -> Option<String> + Send + Sync>,
     /// How the relay introduces itself.
     pub descriptor: Arc<Descriptor>,
+    /// The names it answers to.
+    pub hosts: Hosts,
 }
 
 /// A server that has its port; it stops when dropped.
 #[derive(Debug)]
 pub struct OpsServer {
     local_addr: SocketAddr,
-    stop: watch::Sender<bool>,
-    accepting: JoinSet<()>,
+    server: Server,
 }
 
 impl OpsServer {
@@ -83,10 +74,8 @@ impl OpsServer {
     pub async fn start(listen: SocketAddr, handles: Handles) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let local_addr = listener.local_addr()?;
-        let (stop, stopped) = watch::channel(false);
-        let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, router(handles), stopped));
-        Ok(Self { local_addr, stop, accepting })
+        let server = Server::start(Listener::Tcp(listener), router(handles));
+        Ok(Self { local_addr, server })
     }
 
     /// Where it listens: with the port that was taken, when any would do.
@@ -95,87 +84,43 @@ impl OpsServer {
     }
 
     /// Takes no more connections, lets answers under way finish for a second, and ends.
-    pub async fn stop(mut self) {
-        self.stop.send_replace(true);
-        let _ = timeout(2 * STOP_TIMEOUT, self.accepting.join_next()).await;
-    }
-}
-
-async fn accept(listener: TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let next = async {
-            // The semaphore is never closed.
-            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            Some((slot, listener.accept().await))
-        };
-        tokio::select! {
-            () = until(&mut stopped) => break,
-            Some(_) = connections.join_next() => {}
-            accepted = next => match accepted {
-                Some((slot, Ok((stream, _)))) => {
-                    connections.spawn(serve(stream, slot, router.clone(), stopped.clone()));
-                }
-                Some((_, Err(error))) => {
-                    tracing::warn!(%error, "cannot accept an HTTP connection");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-                None => break,
-            },
-        }
-    }
-    drop(listener);
-    let _ = timeout(STOP_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
-}
-
-async fn until(stopped: &mut watch::Receiver<bool>) {
-    // The sender's end means the same.
-    let _ = stopped.wait_for(|stopped| *stopped).await;
-}
-
-async fn serve(
-    stream: TcpStream,
-    _slot: OwnedSemaphorePermit,
-    router: Router,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let service = TowerToHyperService::new(router);
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(16 * 1024)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return log_end(ended),
-        () = until(&mut stopped) => {}
-        () = tokio::time::sleep(CONNECTION_LIFETIME) => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    if let Ok(ended) = timeout(STOP_TIMEOUT, connection).await {
-        log_end(ended);
-    }
-}
-
-fn log_end(ended: hyper::Result<()>) {
-    if let Err(error) = ended {
-        tracing::debug!(%error, "an HTTP connection ended early");
+    pub async fn stop(self) {
+        self.server.stop().await;
     }
 }
 
 fn router(handles: Handles) -> Router {
-    page::routes()
-        .route("/health", get(health))
-        .route("/ready", get(ready))
+    let hosts = handles.hosts.clone();
+    let routes = page::routes()
+        .merge(probes())
         .route("/metrics", get(metrics))
         .route("/.well-known/zrc-relay", get(descriptor))
         .fallback(no_such_page)
+        .with_state(handles);
+    dressed(routes, Some(hosts))
+}
+
+/// What probes of orchestrators ask.
+fn probes() -> Router<Handles> {
+    let (health, ready) = (get(health), get(ready));
+    Router::new()
+        .route("/health", health.clone())
+        .route("/livez", health)
+        .route("/ready", ready.clone())
+        .route("/readyz", ready)
+}
+
+/// What all answers have in common. Without `hosts`, whatever name they were asked by.
+fn dressed(routes: Router, hosts: Option<Hosts>) -> Router {
+    let routes = routes
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, REQUEST_TIMEOUT))
-        .layer(middleware::from_fn(headers))
-        .with_state(handles)
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, REQUEST_TIMEOUT));
+    let routes = match hosts {
+        Some(hosts) => routes.layer(middleware::from_fn_with_state(hosts, host::check)),
+        None => routes,
+    };
+    routes.layer(middleware::from_fn(headers))
 }
 
 #[derive(Serialize)]
@@ -195,21 +140,36 @@ struct Ready {
     ready: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<NotReady>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checks: Option<Vec<Check>>,
 }
 
-async fn ready(State(handles): State<Handles>) -> (StatusCode, Json<Ready>) {
+#[derive(Deserialize)]
+struct HowMuch {
+    /// Whatever its value, as Kubernetes has it.
+    verbose: Option<String>,
+}
+
+async fn ready(State(handles): State<Handles>, Query(wanted): Query<HowMuch>) -> (StatusCode, Json<Ready>) {
+    let checks = wanted.verbose.map(|_| handles.readiness.checks());
     match handles.readiness.get() {
-        Ok(()) => (StatusCode::OK, Json(Ready { ready: true, reason: None })),
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, Json(Ready { ready: false, reason: Some(reason) })),
+        Ok(()) => (StatusCode::OK, Json(Ready { ready: true, reason: None, checks })),
+        Err(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(Ready { ready: false, reason: Some(reason), checks }))
+        }
     }
 }
 
 async fn metrics(State(handles): State<Handles>) -> Response {
-    match (handles.metrics)() {
+    shown_metrics((handles.metrics)())
+}
+
+fn shown_metrics(text: Option<String>) -> Response {
+    match text {
         Some(text) => {
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
         }
-        None => problem(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be shown".into()),
+        None => problem(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be shown"),
     }
 }
 
@@ -217,43 +177,16 @@ async fn descriptor(State(handles): State<Handles>) -> Json<Descriptor> {
     Json(handles.descriptor.as_ref().clone())
 }
 
-/// An error as RFC 9457 writes it.
-#[derive(Serialize)]
-struct Problem {
-    title: &'static str,
-    status: u16,
-    detail: String,
-}
-
-fn problem(status: StatusCode, detail: String) -> Response {
-    let title = status.canonical_reason().unwrap_or("Error");
-    let mut response = (status, Json(Problem { title, status: status.as_u16(), detail })).into_response();
-    let problem_json = HeaderValue::from_static("application/problem+json");
-    response.headers_mut().insert(header::CONTENT_TYPE, problem_json);
-    response
-}
-
 async fn no_such_page() -> Response {
-    let pages = "/, /health, /ready, /metrics and /.well-known/zrc-relay";
+    let pages = "/, /health, /livez, /ready, /readyz, /metrics and /.well-known/zrc-relay";
     problem(StatusCode::NOT_FOUND, format!("there is no such page; there are {pages}"))
-}
-
-async fn no_such_method(method: Method) -> Response {
-    // An unknown method is the caller's text: it is not repeated.
-    let detail = match method {
-        Method::POST | Method::PUT | Method::DELETE | Method::PATCH | Method::OPTIONS => {
-            format!("{method} changes nothing here; use GET")
-        }
-        _ => "use GET".into(),
-    };
-    problem(StatusCode::METHOD_NOT_ALLOWED, detail)
 }
 
 /// Answers are about this moment unless they say otherwise, and are what they say they are.
 async fn headers(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     if response.status() == StatusCode::GATEWAY_TIMEOUT {
-        response = problem(StatusCode::GATEWAY_TIMEOUT, "the answer took too long".into());
+        response = problem(StatusCode::GATEWAY_TIMEOUT, "the answer took too long");
     }
     let headers = response.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
@@ -263,9 +196,13 @@ async fn headers(request: Request, next: Next) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        time::timeout,
+    };
 
-    use super::*;
+    use super::{server::HEADER_TIMEOUT, *};
     use crate::wire::RelayId;
 
     fn handles() -> Handles {
@@ -282,6 +219,7 @@ mod tests {
                 relay_id: RelayId([1; 16]),
                 region: Some("eu".into()),
             }),
+            hosts: Hosts::default(),
         }
     }
 
@@ -322,13 +260,58 @@ mod tests {
         handles.readiness.set_ready();
         let (status, _, body) = ask(&server, "GET", "/ready").await;
         assert_eq!((status, body.as_str()), (200, r#"{"ready":true}"#));
-        handles.readiness.set_draining();
+        handles.readiness.set_leaving();
         let (status, _, body) = ask(&server, "GET", "/ready").await;
         assert_eq!((status, body.as_str()), (503, r#"{"ready":false,"reason":"draining"}"#));
 
         let (status, head, body) = ask(&server, "GET", "/metrics").await;
         assert_eq!((status, body.as_str()), (200, "# EOF\n"));
         assert!(head.contains("content-type: text/plain; version=0.0.4"));
+    }
+
+    #[tokio::test]
+    async fn r7_1_readyz_says_what_it_looked_at() {
+        let handles = handles();
+        let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let shown = full.clone();
+        handles.readiness.watch(move || {
+            let is_full = shown.load(std::sync::atomic::Ordering::Relaxed);
+            vec![Check::new("allocations", !is_full, "of 10, there are some", NotReady::Full)]
+        });
+        let server = start(handles.clone()).await;
+        handles.readiness.set_ready();
+        let (status, _, body) = ask(&server, "GET", "/readyz?verbose").await;
+        assert_eq!(status, 200);
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let names: Vec<_> = body["checks"].as_array().unwrap().iter().map(|it| it["name"].clone()).collect();
+        assert_eq!(names, ["started", "draining", "allocations"]);
+        full.store(true, std::sync::atomic::Ordering::Relaxed);
+        for path in ["/ready", "/readyz"] {
+            let (status, _, body) = ask(&server, "GET", path).await;
+            assert_eq!((status, body.as_str()), (503, r#"{"ready":false,"reason":"full"}"#));
+        }
+        let (_, _, body) = ask(&server, "GET", "/readyz?verbose=1").await;
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["checks"][2]["ok"], false);
+        assert_eq!(ask(&server, "GET", "/livez").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn a_page_elsewhere_does_not_read_it_under_a_name_of_its_own() {
+        let server = start(handles()).await;
+        for (line, host, expected) in [
+            ("/health", "evil.example:9433", "421"),
+            ("http://evil.example/health", "127.0.0.1", "421"),
+            ("/health", "relay:9433", "200"),
+        ] {
+            let request = format!("GET {line} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+            let answer = raw(&server, request.as_bytes()).await;
+            assert_eq!(&answer[9..12], expected, "{line} {host}: {answer}");
+        }
+        assert!(
+            raw(&server, b"GET /health HTTP/1.0\r\n\r\n").await.contains(" 200 "),
+            "a probe without Host"
+        );
     }
 
     #[tokio::test]
@@ -366,22 +349,28 @@ mod tests {
         assert!(raw(&server, &long).await.contains("431"));
     }
 
-    /// Silent callers hold all the connections there are; their time runs out and the next one is served.
+    /// Silent callers hold all the connections there are; the oldest makes room, and the next one is served at once.
     #[tokio::test]
     async fn silent_callers_do_not_keep_others_out() {
         let server = start(handles()).await;
         let mut silent = Vec::new();
-        for _ in 0..MAX_CONNECTIONS {
+        for _ in 0..2 * MAX_CONNECTIONS {
             silent.push(TcpStream::connect(server.local_addr()).await.unwrap());
         }
         let mut waiting = TcpStream::connect(server.local_addr()).await.unwrap();
         waiting.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();
-        timeout(HEADER_TIMEOUT + Duration::from_secs(10), waiting.read_to_string(&mut answer))
-            .await
-            .unwrap()
-            .unwrap();
+        let before = tokio::time::Instant::now();
+        timeout(HEADER_TIMEOUT, waiting.read_to_string(&mut answer)).await.unwrap().unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(before.elapsed() < HEADER_TIMEOUT / 2, "it waited for the silent ones");
+        // The oldest was let go, the newest is still there.
+        let mut end = Vec::new();
+        timeout(HEADER_TIMEOUT / 2, silent[0].read_to_end(&mut end)).await.unwrap().unwrap();
+        let newest = silent.last_mut().unwrap();
+        newest.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        newest.read_to_end(&mut end).await.unwrap();
+        assert!(end.starts_with(b"HTTP/1.1 200"));
     }
 
     #[tokio::test]

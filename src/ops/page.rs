@@ -10,8 +10,6 @@ use axum::{
 };
 use sha2::{Digest, Sha256};
 
-use super::Handles;
-
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -51,7 +49,7 @@ const FILES: [File; 7] = [
 ];
 
 /// The page's routes, one for each of its files.
-pub(super) fn routes() -> Router<Handles> {
+pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     FILES.iter().fold(Router::new(), |router, file| {
         let tag = format!("\"{}\"", hex::encode(Sha256::digest(file.text)));
         router.route(file.path, get(async move |headers: HeaderMap| answer(file, &tag, &headers)))

@@ -13,7 +13,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use super::{
     auth::{Admission, Rejection},
@@ -25,7 +25,7 @@ use crate::{
     clock::Clock,
     guard::{Guard, Limit, SecurityEvent, SecurityEvents, Subject},
     metrics::Metrics,
-    table::{ConnId, Effect, Joined, Meter, Now, Summary, Table},
+    table::{ConnId, Effect, Joined, Lifecycle, Meter, Now, Summary, Table},
     wire::{Claims, CloseCode, Handle, RelayId, Role, VerifiedTokens},
 };
 
@@ -34,6 +34,12 @@ const MAX_TIMER: Duration = Duration::from_secs(1);
 
 /// Both sides of an allocation come within seconds of each other, or come back together after a break.
 const MAX_VERIFIED_TOKENS: usize = 1024;
+
+/// Comings and goings that a watcher may be behind: some 100 bytes each, and all allocations of a usual relay at once.
+const LIFECYCLE_EVENTS: usize = 2048;
+
+/// How many allocations are described while the table waits: some hundred microseconds.
+const DESCRIBED_AT_ONCE: usize = 1024;
 
 /// What all sessions share.
 pub(super) struct Hub {
@@ -50,7 +56,11 @@ pub(super) struct Hub {
     table: Mutex<Table>,
     legs: DashMap<ConnId, Arc<Leg>>,
     next_connection: AtomicU64,
+    /// Refuses what is new: for good, or until somebody takes it back.
+    stopping: AtomicBool,
     draining: AtomicBool,
+    /// Who watches allocations come and go.
+    lifecycle: broadcast::Sender<Lifecycle>,
     /// When the timekeeper will next look by itself, monotonic nanoseconds; changed under the table's mutex.
     alarm_nanos: AtomicU64,
     /// Wakes the timekeeper when something is due earlier than that.
@@ -82,7 +92,9 @@ impl Hub {
             table: Mutex::new(table),
             legs: DashMap::new(),
             next_connection: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            lifecycle: broadcast::Sender::new(LIFECYCLE_EVENTS),
             alarm_nanos: AtomicU64::new(u64::MAX),
             sooner: Notify::new(),
             emptied: Notify::new(),
@@ -128,8 +140,11 @@ impl Hub {
     ) -> Result<(Arc<Leg>, Joined), Rejection> {
         let mut table = self.lock();
         // Under the mutex: what joins before the drain is ended by it, what comes after is refused here.
-        if self.draining.load(Ordering::Relaxed) {
+        if self.stopping.load(Ordering::Relaxed) {
             return Err(Rejection::new(CloseCode::Draining, "this relay is about to stop"));
+        }
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(Rejection::new(CloseCode::Draining, "this relay takes nobody new; try another one"));
         }
         // Again, under the mutex: the device may have been revoked while it proved its key.
         let tier = self.admission.load().tier_of(&claims.identity, &claims.into())?;
@@ -151,6 +166,13 @@ impl Hub {
             self.metrics.allocations_created.inc();
             self.metrics.allocations.inc();
             tracing::info!(allocation = %joined.handle, "allocation created");
+            self.tell(|| Lifecycle::Created {
+                at: now.unix,
+                handle: joined.handle,
+                allocation_id: claims.identity.allocation_id,
+                device_id: claims.identity.device_id,
+                by: role,
+            });
         }
         self.carry_out(table, now, effects);
         Ok((leg, joined))
@@ -198,8 +220,59 @@ impl Hub {
     }
 
     /// The live allocations, in order of their handles.
+    ///
+    /// Not of one moment: those that sessions need the table for are not kept waiting for all of it.
     pub fn allocations(&self) -> Vec<Summary> {
-        self.lock().summaries().collect()
+        let mut all: Vec<Summary> = self.lock().summaries().take(DESCRIBED_AT_ONCE).collect();
+        while all.len().is_multiple_of(DESCRIBED_AT_ONCE)
+            && let Some(last) = all.last().map(|last| last.handle)
+        {
+            let before = all.len();
+            all.extend(self.lock().summaries_after(last).take(DESCRIBED_AT_ONCE));
+            if all.len() == before {
+                break;
+            }
+        }
+        all
+    }
+
+    /// One live allocation.
+    pub fn allocation(&self, handle: Handle) -> Option<Summary> {
+        self.lock().summary(handle)
+    }
+
+    /// The legs of an allocation, the oldest connection first. Takes time in proportion to all legs.
+    pub fn legs_of(&self, handle: Handle) -> Vec<Arc<Leg>> {
+        let mut legs: Vec<_> =
+            self.legs.iter().filter(|leg| leg.handle == handle).map(|leg| leg.clone()).collect();
+        legs.sort_by_key(|leg| leg.id);
+        legs
+    }
+
+    /// Whoever comes from now on is refused with DRAINING, or welcome again.
+    pub fn set_draining(&self, draining: bool) {
+        // Under the mutex: when this returns, nobody joins who was let in before.
+        let _table = self.lock();
+        self.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// Ends all allocations with DRAINING.
+    pub fn end_all(&self, message: &str) {
+        self.change(self.lock(), |table, now, effects| {
+            table.end_all(now, CloseCode::Draining, message, effects);
+        });
+    }
+
+    /// Hears of allocations that come and go, from now on.
+    pub fn lifecycle(&self) -> broadcast::Receiver<Lifecycle> {
+        self.lifecycle.subscribe()
+    }
+
+    fn tell(&self, what: impl FnOnce() -> Lifecycle) {
+        if self.lifecycle.receiver_count() > 0 {
+            // Fails when the last one has gone meanwhile.
+            let _ = self.lifecycle.send(what());
+        }
     }
 
     /// The meters of the live allocations: those that are there are forgotten, the list keeps its memory.
@@ -216,7 +289,7 @@ impl Hub {
     /// Refuses what is new and ends what there is.
     pub fn drain(&self, message: &str) {
         let table = self.lock();
-        self.draining.store(true, Ordering::Relaxed);
+        self.stopping.store(true, Ordering::Relaxed);
         self.change(table, |table, now, effects| {
             table.end_all(now, CloseCode::Draining, message, effects);
         });
@@ -309,6 +382,7 @@ impl Hub {
                         lifetime_ms = u64::try_from(ended.lifetime.as_millis()).unwrap_or(u64::MAX),
                         "allocation ended"
                     );
+                    self.tell(|| Lifecycle::Ended { at: now.unix, ended });
                 }
             }
         }

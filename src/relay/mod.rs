@@ -21,6 +21,7 @@ mod channel;
 mod control;
 mod entry;
 mod forward;
+mod handle;
 mod handshake;
 mod hub;
 mod leg;
@@ -38,5 +39,6 @@ mod tls;
 mod unproven;
 
 pub use auth::{Admission, Issuer, Pinned};
+pub use handle::{LegInfo, RelayHandle};
 pub use server::{DATAGRAM_RECEIVE_BUFFER_BYTES, MAX_SHARDS, RelayConfig, RelayServer, StartError};
 pub use tls::TlsIdentity;

@@ -14,6 +14,7 @@ use tokio::{sync::Notify, task::JoinHandle};
 use super::{
     auth::Admission,
     channel::Channels,
+    handle::RelayHandle,
     hub::Hub,
     session::Terms,
     shard::{Common, RunningShard, Shard},
@@ -242,6 +243,11 @@ impl RelayServer {
     /// Who decides who may come: to block networks, and to change what it was started with.
     pub fn guard(&self) -> &Arc<Guard> {
         &self.hub.guard
+    }
+
+    /// For those who look after it while it runs.
+    pub fn handle(&self) -> RelayHandle {
+        RelayHandle::new(self.hub.clone())
     }
 
     /// What is live now, in order of handles: for an administrator. Takes time in proportion to their number.

@@ -38,7 +38,7 @@ pub use allocation::Stage;
 pub use meter::{Counts, Denied, Meter};
 pub use table::{Summary, Table};
 
-use crate::wire::{Claims, CloseCode, Handle};
+use crate::wire::{AllocationId, Claims, CloseCode, DeviceId, Handle, Role};
 
 /// One reading of both clocks. Only `clock.rs` makes one from real clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,6 +235,31 @@ pub struct Ended {
     pub lifetime: Duration,
     /// Charged over its whole life, in both directions.
     pub bytes_used: u64,
+}
+
+/// What those who watch a relay hear of its allocations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// One has come into being.
+    Created {
+        /// Wall time since the Unix epoch.
+        at: Duration,
+        /// Its public name.
+        handle: Handle,
+        /// As in its token.
+        allocation_id: AllocationId,
+        /// Whose it is.
+        device_id: DeviceId,
+        /// The side that came first.
+        by: Role,
+    },
+    /// One is over.
+    Ended {
+        /// Wall time since the Unix epoch.
+        at: Duration,
+        /// What is left to say.
+        ended: Ended,
+    },
 }
 
 /// Why a join or a refresh is refused. Nothing was changed, except that what is remembered of the token's

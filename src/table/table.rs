@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +13,7 @@ use super::{
     fair::Pool,
     ledger::{Entry, Ledger, Past},
 };
-use crate::wire::{AllocationId, Claims, CloseCode, DeviceId, Handle, Identity, Role, Signer};
+use crate::wire::{AllocationId, Claims, CloseCode, DeviceId, Handle, Identity, PeerId, Role, Signer};
 
 /// A wall clock can be set, so no end that depends on it is awaited for longer than this without another look.
 const WALL_CLOCK_CHECK: Duration = Duration::from_secs(60);
@@ -57,6 +58,10 @@ pub struct Summary {
     pub allocation_id: AllocationId,
     /// Whose it is.
     pub device_id: DeviceId,
+    /// The other side's key.
+    pub peer_id: PeerId,
+    /// The tier that the token in force names; `None` for its signer's own.
+    pub tier: Option<Arc<str>>,
     /// How far it has come.
     pub stage: Stage,
     /// By [`Role::index`].
@@ -347,6 +352,12 @@ impl Table {
         self.handles.iter().filter_map(|(_, key)| self.allocations.get(key)).map(summarize)
     }
 
+    /// The live allocations whose handles come after this one, in their order: a walk in parts.
+    pub fn summaries_after(&self, handle: Handle) -> impl Iterator<Item = Summary> + '_ {
+        let after = (Bound::Excluded((handle, Key(u64::MAX))), Bound::Unbounded);
+        self.handles.range(after).filter_map(|(_, key)| self.allocations.get(key)).map(summarize)
+    }
+
     /// The meters of the live allocations, in order of their coming.
     pub fn meters(&self) -> impl Iterator<Item = &Arc<Meter>> + '_ {
         self.allocations.values().map(|allocation| &allocation.meter)
@@ -533,6 +544,8 @@ fn summarize(allocation: &Allocation) -> Summary {
         handle: allocation.handle,
         allocation_id: allocation.identity.allocation_id,
         device_id: allocation.identity.device_id,
+        peer_id: allocation.identity.peer_id,
+        tier: allocation.basis.tier.clone(),
         stage: allocation.sides.stage(),
         connections: Role::BOTH.map(|role| allocation.sides.connections(role).count()),
         counts: Role::BOTH.map(|role| meter.counts(role)),

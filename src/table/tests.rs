@@ -949,6 +949,8 @@ fn summaries_say_what_is_going_on() {
         handle: claims[1].identity.handle(),
         allocation_id: AllocationId([2; 16]),
         device_id: DeviceId([2; 32]),
+        peer_id: claims[1].identity.peer_id,
+        tier: None,
         stage: Stage::Paired,
         connections: [1, 1],
         counts: [Counts { bytes: 200, packets: 2 }, Counts { bytes: 30, packets: 0 }],
@@ -965,6 +967,8 @@ fn summaries_say_what_is_going_on() {
     let all: Vec<Summary> = bench.table.summaries().collect();
     assert_eq!(all.len(), 4);
     assert!(all.is_sorted_by_key(|summary| summary.handle));
+    let after: Vec<Summary> = bench.table.summaries_after(all[1].handle).collect();
+    assert_eq!(after, all[2..]);
     bench.leave(7, 12);
     bench.leave(7, 11);
     assert_eq!(bench.table.summary(summary.handle).unwrap().stage, Stage::Deserted);

@@ -1,0 +1,109 @@
+//! Who asks, by which right, and how often wrongly.
+//!
+//! Over TCP by a bearer token; by the Unix socket whoever its file's mode lets. A source that names wrong tokens is
+//! answered 429 when it does so more often than [`FAILURES_PER_MINUTE`]. A right token is always good: it cannot be
+//! guessed, and so nobody can lock others out who share an address with them.
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::Response,
+};
+
+use super::App;
+use crate::{
+    guard::{Budget, PerMinute, SecurityEvent, Source, SourceTable, Subject, ValidatedSource},
+    ops::{
+        audit::Actor,
+        problem::problem,
+        server::{Peer, Way},
+        tokens::Role,
+    },
+};
+
+/// Wrong tokens of one source in a minute.
+const FAILURES_PER_MINUTE: u32 = 10;
+/// Sources whose failures are counted: 64 KiB.
+const SOURCES: usize = 4096;
+
+/// Somebody who may ask.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    pub(super) actor: Actor,
+}
+
+/// Failures by source.
+pub(super) struct Failures(SourceTable);
+
+impl Default for Failures {
+    fn default() -> Self {
+        Self(SourceTable::new(SOURCES))
+    }
+}
+
+/// Lets those through who may.
+pub(super) async fn check(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    // The server puts it there for every request.
+    let Some(peer) = request.extensions().get::<Peer>() else {
+        return problem(StatusCode::INTERNAL_SERVER_ERROR, "who asks is not known");
+    };
+    let (actor, role) = match peer.way {
+        Way::Unix { uid } => {
+            let name = uid.map_or_else(|| "uid:?".into(), |uid| format!("uid:{uid}"));
+            (Actor { name, role: Role::Full.name(), source: "unix".into() }, Role::Full)
+        }
+        Way::Tcp(from) => {
+            let ip = from.ip().to_canonical();
+            let token = bearer(&request);
+            let Some(entry) = token.and_then(|token| app.handles.tokens.find(token)) else {
+                let was_given = token.is_some();
+                return refuse(&app, ValidatedSource::vouched(ip), was_given);
+            };
+            let name = entry.name.to_string();
+            (Actor { name, role: entry.role.name(), source: ip.to_string() }, entry.role)
+        }
+    };
+    if role < Role::Full && !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let detail = "this token may look and not touch; a token with the role full is needed";
+        return problem(StatusCode::FORBIDDEN, detail);
+    }
+    request.extensions_mut().insert(Caller { actor });
+    next.run(request).await
+}
+
+/// What follows `Bearer` in the one header there is.
+fn bearer(request: &Request) -> Option<&str> {
+    let mut headers = request.headers().get_all(header::AUTHORIZATION).iter();
+    let (scheme, token) = headers.next()?.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    (headers.next().is_none() && scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+fn refuse(app: &App, source: ValidatedSource, was_given: bool) -> Response {
+    let challenge = HeaderValue::from_static("Bearer realm=\"zrc-relay admin\"");
+    if !was_given {
+        let mut response =
+            problem(StatusCode::UNAUTHORIZED, "a token is needed: Authorization: Bearer zrc_admin_...");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        return response;
+    }
+    let now = app.handles.clock.mono();
+    let budget = PerMinute::new(FAILURES_PER_MINUTE);
+    let charged =
+        budget.map(|limit| app.failures.0.charge(Source::of(source.ip()), Budget::Connections, limit, now));
+    let (mut response, action) = match charged {
+        Some(Err(wait)) => {
+            let mut response =
+                problem(StatusCode::TOO_MANY_REQUESTS, "too many wrong tokens came from this address");
+            let secs = HeaderValue::from(wait.as_secs() + 1);
+            response.headers_mut().insert(header::RETRY_AFTER, secs);
+            (response, "token_throttled")
+        }
+        _ => (problem(StatusCode::UNAUTHORIZED, "the token is not good"), "token_refused"),
+    };
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    let event = SecurityEvent::AdminAction { action, detail: "by the admin API".into() };
+    app.handles.guard.security().emit(event, Subject::source(source));
+    response
+}

@@ -1,0 +1,244 @@
+//! The admin API's tokens: a file of their hashes, read again when it changes.
+//!
+//! A token is 32 random bytes, made by `zrc-relay admin token new` and shown once. The file has a line for each:
+//! name, role, `sha256:` and the hash in hex, and when it was made; empty lines and those that begin with `#` are
+//! skipped. SHA-256 without salt or stretching suffices, because what is hashed cannot be guessed.
+
+use std::{
+    fmt, fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+/// What a token begins with, so that it is known for what it is wherever it turns up.
+pub const PREFIX: &str = "zrc_admin_";
+/// A file that is larger holds something else.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Of a token's name, in characters.
+const MAX_NAME_CHARS: usize = 64;
+
+/// What somebody may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// See everything, change nothing.
+    Read,
+    /// See and change.
+    Full,
+}
+
+impl Role {
+    /// Its name in files and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Full => "full",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Role {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "read" => Ok(Self::Read),
+            "full" => Ok(Self::Full),
+            _ => Err("a role is read or full"),
+        }
+    }
+}
+
+/// A line of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Whose it is, for the audit log.
+    pub name: Arc<str>,
+    /// What it is good for.
+    pub role: Role,
+    /// SHA-256 of the token's text.
+    pub hash: [u8; 32],
+    /// When it was made, RFC 3339.
+    pub created: String,
+}
+
+/// Whether a token may be called so: it stands in lines.
+pub fn is_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
+    !name.is_empty() && name.len() <= MAX_NAME_CHARS && name.chars().all(plain)
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} sha256:{} {}", self.name, self.role, hex::encode(self.hash), self.created)
+    }
+}
+
+impl FromStr for Entry {
+    type Err = &'static str;
+
+    fn from_str(line: &str) -> Result<Self, Self::Err> {
+        const FORM: &str = "a line is: name, role, sha256:hash, and when it was made";
+        let mut words = line.split_ascii_whitespace();
+        let mut word = || words.next().ok_or(FORM);
+        let (name, role, hash, created) = (word()?, word()?, word()?, word()?);
+        if words.next().is_some() || !is_name(name) {
+            return Err(FORM);
+        }
+        let mut bytes = [0; 32];
+        let digits = hash.strip_prefix("sha256:").ok_or(FORM)?;
+        hex::decode_to_slice(digits, &mut bytes).map_err(|_| FORM)?;
+        Ok(Self { name: name.into(), role: role.parse()?, hash: bytes, created: created.into() })
+    }
+}
+
+/// Reads all lines.
+///
+/// # Errors
+/// The number of the line that is none, and why.
+pub fn parse(text: &str) -> Result<Vec<Entry>, (usize, &'static str)> {
+    let lines = text.lines().enumerate().map(|(number, line)| (number + 1, line.trim()));
+    let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    lines.map(|(number, line)| line.parse().map_err(|reason| (number, reason))).collect()
+}
+
+/// A new token and its hash.
+///
+/// # Errors
+/// When the operating system has no randomness to give.
+pub fn mint() -> Result<(Zeroizing<String>, [u8; 32]), getrandom::Error> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(bytes.as_mut())?;
+    let token = Zeroizing::new(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes.as_ref())));
+    let hash = Sha256::digest(token.as_bytes()).into();
+    Ok((token, hash))
+}
+
+/// The tokens of a file.
+pub struct Tokens {
+    path: PathBuf,
+    read: Mutex<Read>,
+}
+
+/// What was read of the file, and how the file looked then.
+#[derive(Default)]
+struct Read {
+    look: Option<(u64, u64, i64, i64)>,
+    entries: Arc<[Entry]>,
+}
+
+impl Tokens {
+    /// The file need not be there yet: then there are no tokens.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, read: Mutex::default() }
+    }
+
+    /// Whose token this is, if anybody's. Takes as long for a wrong one as for a right one.
+    pub fn find(&self, token: &str) -> Option<Entry> {
+        let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let mut found = None;
+        for entry in self.entries().iter() {
+            if verify_slices_are_equal(&entry.hash, &hash).is_ok() {
+                found = Some(entry.clone());
+            }
+        }
+        found
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.entries().len()
+    }
+
+    /// The file, read again if it is another one than before. A file with a fault has no tokens: to go on with those
+    /// of before could be to go on with one that was just revoked.
+    fn entries(&self) -> Arc<[Entry]> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let look = match fs::metadata(&self.path) {
+            Ok(file) => Some((file.ino(), file.len(), file.mtime(), file.mtime_nsec())),
+            Err(_) => None,
+        };
+        if look != read.look {
+            read.look = look;
+            read.entries = match self.load() {
+                Ok(entries) => entries.into(),
+                Err(error) => {
+                    tracing::error!(path = %self.path.display(), %error, "no admin token is good: cannot read the file");
+                    Arc::default()
+                }
+            };
+        }
+        read.entries.clone()
+    }
+
+    fn load(&self) -> io::Result<Vec<Entry>> {
+        let bad = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+        match fs::metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            found => {
+                if found?.len() > MAX_FILE_BYTES {
+                    return Err(bad("it is too large".into()));
+                }
+            }
+        }
+        parse(&fs::read_to_string(&self.path)?)
+            .map_err(|(line, reason)| bad(format!("line {line}: {reason}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r10_a_token_is_known_by_its_hash() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.tokens");
+        let tokens = Tokens::new(path.clone());
+        let (token, hash) = mint().unwrap();
+        assert!(token.len() >= PREFIX.len() + 43 && token.starts_with(PREFIX));
+        assert!(tokens.find(&token).is_none() && tokens.count() == 0, "no file, no token");
+        let created = "2026-11-20T06:30:00Z".to_owned();
+        let entry = Entry { name: "ann".into(), role: Role::Read, hash, created };
+        assert_eq!(entry.to_string().parse(), Ok(entry.clone()));
+        fs::write(&path, format!("# people\n\n{entry}\n")).unwrap();
+        assert_eq!(tokens.find(&token), Some(entry.clone()));
+        assert!(!fs::read_to_string(&path).unwrap().contains(token.as_str()));
+        for wrong in ["", "zrc_admin_", &token[..token.len() - 1], &token.to_lowercase()] {
+            assert_eq!(tokens.find(wrong), None, "{wrong}");
+        }
+        let other = Entry { name: "bob".into(), role: Role::Full, hash: mint().unwrap().1, ..entry };
+        fs::write(&path, format!("{other}\n")).unwrap();
+        assert!(tokens.find(&token).is_none() && tokens.count() == 1, "revoked");
+        fs::write(&path, format!("{other}\nbob full sha256:00 now\n")).unwrap();
+        assert_eq!(tokens.count(), 0, "nobody comes by a file with a fault");
+    }
+
+    #[test]
+    fn lines_are_what_they_should_be() {
+        let hash = "00".repeat(32);
+        assert!(parse(&format!("a.b-c@d read sha256:{hash} x")).is_ok());
+        for line in [
+            format!("a root sha256:{hash} x"),
+            format!("a read {hash} x"),
+            format!("a read sha256:{hash}"),
+            format!("a read sha256:{hash} x y"),
+            format!("ä read sha256:{hash} x"),
+            "a read sha256:0 x".into(),
+        ] {
+            assert_eq!(parse(&format!("\n{line}")).unwrap_err().0, 2, "{line}");
+        }
+    }
+}
