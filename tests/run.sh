@@ -136,10 +136,10 @@ step_deploy() {
     python_packages
     local tools=$TARGET/deploy-tools
     debian_tree prometheus "$tools"
-    if [[ ! -x $tools/bin/cargo-deb ]] || [[ $("$tools/bin/cargo-deb" --version) != "$CARGO_DEB_VERSION" ]]; then
+    if [[ ! -x $tools/bin/cargo-deb ]] || [[ $("$tools/bin/cargo-deb" --version) != "cargo-deb $CARGO_DEB_VERSION" ]]; then
         say "cargo-deb is missing: building it once, unoptimised, a minute on two cores"
         CARGO_TARGET_DIR="$tools/build" \
-            cargo install --debug --locked --version "$CARGO_DEB_VERSION" --root "$tools" cargo-deb
+            cargo install --debug --force --locked --version "$CARGO_DEB_VERSION" --root "$tools" cargo-deb
         rm -rf "$tools/build"
     fi
     cargo build --locked --bin zrc-relay
