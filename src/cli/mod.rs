@@ -17,6 +17,7 @@
 //! | 78 | the configuration is wrong |
 //! | 128 + n | ended at once by a second signal n (130 SIGINT, 143 SIGTERM) |
 
+mod admin;
 mod bench;
 mod check_config;
 mod control;
@@ -91,6 +92,7 @@ enum Command {
     CheckConfig(check_config::CheckConfig),
     Probe(Box<probe::Probe>),
     Bench(Box<bench::Bench>),
+    Admin(Box<admin::Admin>),
     Healthcheck(healthcheck::Healthcheck),
     Man(manual::Man),
     Completions(manual::Completions),
@@ -127,6 +129,7 @@ fn run(log: &logging::LogArgs, command: Command) -> Result<Exit, Failure> {
         Command::Quickstart(quickstart) => block_on(2, quickstart.run()),
         Command::Bench(bench) => block_on(bench_threads(), bench.run()),
         Command::Probe(probe) => block_on(1, probe.run()),
+        Command::Admin(admin) => block_on(1, admin.run()),
         Command::Healthcheck(healthcheck) => block_on(1, healthcheck.run()),
         Command::Man(man) => man.run(),
         Command::Completions(completions) => completions.run(),

@@ -9,6 +9,7 @@
     reason = "a test says what is wrong by panicking"
 )]
 
+mod admin_api;
 mod admin_page;
 mod architecture;
 mod check_config;

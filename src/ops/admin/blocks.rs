@@ -12,12 +12,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
     App, By,
-    input::{Asked, Told, bad, limit, reason},
+    input::{Asked, Told, bad, limit, reason, whole},
 };
 use crate::{guard::Block, ops::problem::Refused, table::Now};
 
@@ -51,12 +51,12 @@ fn show(block: &Block, now: Now) -> Value {
     })
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct New {
     network: String,
     /// Absent or null: until somebody ends it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     expires_in_secs: Option<u64>,
     #[serde(default)]
     reason: String,

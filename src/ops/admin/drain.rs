@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 
 use super::{
     App, By, Control,
-    input::{Told, bad},
+    input::{Told, bad, whole},
 };
 use crate::{
     clock::Clock,
@@ -103,7 +103,7 @@ pub(super) async fn show(State(app): State<App>) -> Json<Value> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct How {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     deadline_secs: Option<u64>,
 }
 

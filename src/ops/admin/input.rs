@@ -4,7 +4,10 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Query, Request},
     http::{StatusCode, header, request::Parts},
 };
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize as _, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
 
 use crate::ops::problem::Refused;
 
@@ -51,6 +54,18 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Told<T> {
         serde_json::from_slice(text)
             .map(Self)
             .map_err(|error| bad(format!("the body is not understood: {error}")))
+    }
+}
+
+/// A whole number, or null. `5.0` is one too: JSON does not tell them apart.
+pub(super) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    // Beyond, not every whole number is there.
+    const MOST: f64 = 9_007_199_254_740_992.0;
+    let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else { return Ok(None) };
+    let same = |number: &f64| number.fract() == 0.0 && (0.0..=MOST).contains(number);
+    match number.as_u64().or_else(|| number.as_f64().filter(same).map(|number| number as u64)) {
+        Some(whole) => Ok(Some(whole)),
+        None => Err(D::Error::custom("a whole number is expected")),
     }
 }
 

@@ -386,7 +386,7 @@ async fn r10_killing_tells_the_reason_and_is_audited() {
 async fn r6_5_blocks_come_and_go() {
     let api = Api::start().await;
     let post = async |body: &str| api.tell("POST", "/admin/blocks", body).await;
-    let made = post(r#"{"network":"203.0.113.7","expires_in_secs":60,"reason":"scans"}"#).await;
+    let made = post(r#"{"network":"203.0.113.7","expires_in_secs":60.0,"reason":"scans"}"#).await;
     assert_eq!(made.status, 201, "{made:?}");
     assert_eq!(made.json()["network"], "203.0.113.7/32");
     assert!(made.json()["expires_at_unix"].as_u64().is_some());
@@ -398,6 +398,10 @@ async fn r6_5_blocks_come_and_go() {
         r#"{"network":"x"}"#,
         r#"{"network":"203.0.113.7:80"}"#,
         r#"{"network":"203.0.113.7","expires_in_secs":0}"#,
+        r#"{"network":"203.0.113.7","expires_in_secs":1.5}"#,
+        r#"{"network":"203.0.113.7","expires_in_secs":-1}"#,
+        r#"{"network":"203.0.113.7","expires_in_secs":1e40}"#,
+        r#"{"network":"203.0.113.7","expires_in_secs":"5"}"#,
         r#"{"network":"203.0.113.7","expires":5}"#,
         r#"{"network":7}"#,
     ] {

@@ -1,0 +1,164 @@
+//! `admin token`: makes, lists and revokes tokens, in the file of their hashes. A running relay heeds it at once.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde_json::json;
+
+use super::super::{Exit, Failure, OrFail as _, files, out, running::TOKEN_FILE};
+use crate::{
+    clock::{Clock, rfc3339},
+    config::{self, DEFAULT_STATE_DIR, Sources},
+    ops::tokens::{self, Entry, Role, is_name},
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Token {
+    /// Make a token, and print it: it cannot be shown again
+    New {
+        /// Whose it is, for the audit log: letters, digits, - _ . @
+        #[arg(long, value_name = "NAME")]
+        name: String,
+        /// What it is good for: read, to look; full, for everything
+        #[arg(long, value_name = "ROLE", default_value = "read")]
+        role: Role,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// List tokens, without their secrets
+    List {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Revoke a token: from now on it is not good
+    Revoke {
+        /// As it was named
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// Where the hashes are.
+#[derive(Debug, clap::Args)]
+pub(super) struct Place {
+    /// The file [default: what the configuration says, else admin.tokens in the state directory]
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The relay's configuration
+    #[arg(long, value_name = "FILE", env = config::FILE_VARIABLE, conflicts_with = "file")]
+    config: Option<PathBuf>,
+    /// The relay's state directory
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["file", "config"])]
+    state_dir: Option<PathBuf>,
+}
+
+impl Place {
+    fn path(&self) -> Result<PathBuf, Failure> {
+        if let Some(file) = &self.file {
+            return Ok(file.clone());
+        }
+        if let Some(folder) = &self.state_dir {
+            return Ok(folder.join(TOKEN_FILE));
+        }
+        if self.config.is_none() {
+            return Ok(Path::new(DEFAULT_STATE_DIR).join(TOKEN_FILE));
+        }
+        let sources = Sources { file: self.config.clone(), ..Sources::default() };
+        let (config, _) = sources.load()?;
+        Ok(config.admin.token_file.unwrap_or_else(|| config.state_dir.join(TOKEN_FILE)))
+    }
+}
+
+impl Token {
+    pub(super) fn run(self, as_json: bool) -> Result<Exit, Failure> {
+        match self {
+            Self::New { name, role, place } => {
+                if !is_name(&name) {
+                    let reason = "--name: at most 64 letters, digits, dashes, underscores, dots and @";
+                    return Err(Failure::new(Exit::Usage, reason));
+                }
+                let path = place.path()?;
+                let mut entries = read(&path)?;
+                if entries.iter().any(|entry| *entry.name == *name) {
+                    let reason =
+                        format!("{} has a token named {name} already: revoke it first", path.display());
+                    return Err(Failure::new(Exit::CantCreate, reason));
+                }
+                let (token, hash) =
+                    tokens::mint().or_fail(Exit::Software, "the system has no randomness to give")?;
+                let created = rfc3339(Clock::start().unix_secs());
+                entries.push(Entry { name: name.as_str().into(), role, hash, created });
+                write(&path, &entries)?;
+                out::say(format_args!("{name} may {} now; {} has the hash", what(role), path.display()));
+                if as_json {
+                    out::json(&json!({ "name": name, "role": role.name(), "token": token.as_str() }))?;
+                } else {
+                    out::data(token.as_str())?;
+                }
+            }
+            Self::List { place } => {
+                let entries = read(&place.path()?)?;
+                if as_json {
+                    let tokens: Vec<_> = entries
+                        .iter()
+                        .map(|it| json!({ "name": &*it.name, "role": it.role.name(), "created": it.created }))
+                        .collect();
+                    out::json(&json!({ "tokens": tokens }))?;
+                } else {
+                    for entry in entries {
+                        out::data(format_args!("{:<24} {:<5} {}", entry.name, entry.role, entry.created))?;
+                    }
+                }
+            }
+            Self::Revoke { name, place } => {
+                let path = place.path()?;
+                let mut entries = read(&path)?;
+                let before = entries.len();
+                entries.retain(|entry| *entry.name != *name);
+                if entries.len() == before {
+                    let reason = format!("{} has no token of that name", path.display());
+                    return Err(Failure::new(Exit::Refused, reason));
+                }
+                write(&path, &entries)?;
+                if as_json {
+                    out::json(&json!({ "revoked": name }))?;
+                } else {
+                    out::data(format_args!("revoked {name}"))?;
+                }
+            }
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+const fn what(role: Role) -> &'static str {
+    match role {
+        Role::Read => "look",
+        Role::Full => "look and change",
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<Entry>, Failure> {
+    let shown = path.display();
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text.or_fail(Exit::NoInput, format!("cannot read {shown}"))?,
+    };
+    tokens::parse(&text)
+        .map_err(|(line, reason)| Failure::new(Exit::Data, format!("{shown}:{line}: {reason}")))
+}
+
+fn write(path: &Path, entries: &[Entry]) -> Result<(), Failure> {
+    let head =
+        "# Tokens of the admin API: name, role, SHA-256, when it was made. See zrc-relay admin token.\n";
+    let text = entries.iter().fold(head.to_owned(), |text, entry| text + &format!("{entry}\n"));
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        files::private_folder(folder)
+            .or_fail(Exit::CantCreate, format!("cannot make {}", folder.display()))?;
+    }
+    files::replace(path, text.as_bytes(), files::SECRET)
+        .or_fail(Exit::CantCreate, format!("cannot write {}", path.display()))
+}
