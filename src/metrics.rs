@@ -146,6 +146,8 @@ pub struct Metrics {
     pub global_limit: IntGauge,
     /// What they passed in the last second, where there is such a limit.
     pub global_use: IntGauge,
+    /// When the certificate that new connections are shown ceases to be valid, in Unix seconds; 0 when that is not known.
+    pub certificate_expiry: IntGauge,
     /// Connections with a raw channel now.
     pub raw_channels: IntGauge,
     /// Probes of raw channels answered.
@@ -326,6 +328,11 @@ impl Metrics {
                 r,
                 "zrc_relay_global_use_bytes_per_second",
                 "Payload bytes that all allocations passed in the last second; 0 without a global limit.",
+            )?,
+            certificate_expiry: gauge(
+                r,
+                "zrc_relay_certificate_expiry_timestamp_seconds",
+                "When the certificate that new connections are shown ceases to be valid, in Unix seconds; 0: not known.",
             )?,
             raw_channels: gauge(r, "zrc_relay_raw_channels", "Connections with a raw channel now.")?,
             raw_probes_answered: counter(

@@ -1,7 +1,10 @@
 //! The relay and its log, as the admin API reaches them: what ties `ops` to `relay`, which do not know each other.
 
+use std::sync::Arc;
+
 use tokio::sync::broadcast;
 
+use super::certificate::Shown;
 use crate::{
     ops::admin::{Certificate, Connection, Control},
     relay::{LegInfo, RelayHandle},
@@ -15,8 +18,7 @@ pub(super) struct Controlled {
     pub(super) relay: RelayHandle,
     /// Of the log; `None` where nobody may change it.
     pub(super) log: Option<LevelHandle>,
-    /// Of the certificate in use.
-    pub(super) certificate: Certificate,
+    pub(super) certificate: Arc<Shown>,
 }
 
 impl Control for Controlled {
@@ -64,6 +66,9 @@ impl Control for Controlled {
     }
 
     fn certificate(&self) -> Certificate {
-        self.certificate.clone()
+        Certificate {
+            expires_at_unix: self.certificate.expires().and_then(|at| u64::try_from(at).ok()),
+            origin: self.certificate.origin().name(),
+        }
     }
 }

@@ -19,12 +19,14 @@
 
 mod admin;
 mod bench;
+mod certificate;
 mod check_config;
 mod control;
 mod exit;
 mod files;
 mod healthcheck;
 mod http;
+mod init;
 mod keygen;
 mod logging;
 mod manual;
@@ -88,6 +90,7 @@ enum Command {
     Keygen(keygen::Keygen),
     #[command(subcommand)]
     Token(Box<token::Token>),
+    Init(init::Init),
     Serve(serve::Serve),
     CheckConfig(check_config::CheckConfig),
     Probe(Box<probe::Probe>),
@@ -123,6 +126,7 @@ fn run(log: &logging::LogArgs, command: Command) -> Result<Exit, Failure> {
     };
     match command {
         Command::Keygen(keygen) => keygen.run(),
+        Command::Init(init) => init.run(),
         Command::CheckConfig(check) => check.run(),
         Command::Token(token) => block_on(1, token.run()),
         Command::Serve(serve) => block_on(1, serve.run(log)),

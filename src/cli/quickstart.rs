@@ -167,9 +167,9 @@ impl Quickstart {
 
     async fn show(&self, running: &Running, keys: &Keys, report: &mut Report) -> Result<(), Failure> {
         self.tell("")?;
-        let relay = Relay::new(running.descriptor.clone());
+        let relay = Relay::new(running.descriptor().as_ref().clone());
         let ask = Ask { ttl: Duration::from_secs(3600), bandwidth_bytes_per_sec: 0, quota_bytes: 0 };
-        let token = keys.pair.fields(running.descriptor.relay_id, &ask)?.sign(&keys.pair.device);
+        let token = keys.pair.fields(running.descriptor().relay_id, &ask)?.sign(&keys.pair.device);
         let device_ticket = keys.pair.ticket(token.clone(), Role::Device)?;
 
         // The device lives on a runtime of its own, which can be killed with everything on it.
@@ -567,7 +567,7 @@ fn next_steps(running: &Running, keys: &Keys) -> String {
     let (device_pem, peer_pem) = (quoted(&keys.device_path), quoted(&keys.peer_path));
     let device_id = keys.pair.device_id;
     let peer_id = hex::encode(keys.pair.peer.verifying_key().as_bytes());
-    let relay_id = running.descriptor.relay_id;
+    let relay_id = running.descriptor().relay_id;
     let allocation_id = AllocationId::random().map_or_else(|_| "0f".repeat(16), |id| id.to_string());
     let (ops, pid) = (running.ops_url(), std::process::id());
     format!(

@@ -1,9 +1,9 @@
-//! The configuration and the files of keys that it names, read again while the relay runs: when one of them has
+//! The configuration and the files of keys and certificates that it names, read again while the relay runs: when one of them has
 //! changed, and on SIGHUP. A file with a fault changes nothing.
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, mem,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -37,15 +37,15 @@ pub(super) struct Reload {
 /// What is read again.
 struct Source {
     sources: Sources,
-    /// The file among them.
-    config: PathBuf,
     /// What the relay was started with, as far as it reads it only then, and what was last read of the rest.
     settings: Settings,
     watched: Watched,
-    /// The files that the configuration in force was read from, besides the configuration itself.
-    key_files: Vec<PathBuf>,
+    /// The files that the configuration in force was read from.
+    files: Vec<PathBuf>,
     /// Of all files as they were last read, right or wrong.
     seen: [u8; 32],
+    /// Whether a SIGHUP is still to be answered.
+    asked: bool,
 }
 
 impl Reload {
@@ -55,18 +55,19 @@ impl Reload {
     /// When the system does not allow to take over SIGHUP.
     pub(super) fn new(sources: Sources, settings: Settings, config: &Config) -> Result<Self, Failure> {
         let hangup = signal(SignalKind::hangup()).or_fail(Exit::Software, "cannot take over signals")?;
-        let source = sources.file.clone().map(|path| Source {
-            watched: Watched::new(&path, &config.relay.key_files),
-            key_files: config.relay.key_files.clone(),
-            seen: fingerprint(&path, &config.relay.key_files),
-            config: path,
+        let files = files_of(&sources, config);
+        let source = (!files.is_empty()).then(|| Source {
+            watched: Watched::new(&files),
+            seen: fingerprint(&files),
+            files,
             sources,
             settings,
+            asked: false,
         });
         Ok(Self { hangup, source })
     }
 
-    /// The next good configuration, to be put in force. When dropped, a change may be missed.
+    /// The next good configuration, to be put in force. Cancel safe.
     pub(super) async fn next(&mut self) -> Config {
         loop {
             let Some(source) = &mut self.source else {
@@ -76,14 +77,19 @@ impl Reload {
                 service::reloaded();
                 continue;
             };
-            let asked = tokio::select! {
-                _ = self.hangup.recv() => true,
-                () = source.watched.changed() => false,
-            };
-            if asked {
-                service::reloading();
+            if !source.asked {
+                source.asked = tokio::select! {
+                    _ = self.hangup.recv() => true,
+                    () = source.watched.changed() => false,
+                };
+                if source.asked {
+                    service::reloading();
+                }
             }
-            if let Some(config) = source.read(asked).await {
+            let config = source.read().await;
+            source.watched.noticed = false;
+            let asked = mem::take(&mut source.asked);
+            if let Some(config) = config {
                 return config;
             }
             if asked {
@@ -95,22 +101,23 @@ impl Reload {
 
 impl Source {
     /// Reads the files, if they have changed or somebody has asked for it.
-    async fn read(&mut self, asked: bool) -> Option<Config> {
-        let (path, key_files, sources) = (self.config.clone(), self.key_files.clone(), self.sources.clone());
-        let before = self.seen;
+    async fn read(&mut self) -> Option<Config> {
+        let (files, sources) = (self.files.clone(), self.sources.clone());
+        let (before, asked) = (self.seen, self.asked);
         let read = spawn_blocking(move || {
             // First: what changes in between is read once more.
-            let seen = fingerprint(&path, &key_files);
+            let seen = fingerprint(&files);
             (seen, (asked || seen != before).then(|| sources.load()))
         });
         let (seen, loaded) = read.await.ok()?;
         self.seen = seen;
         match loaded? {
             Ok((config, settings)) => {
-                if self.key_files != config.relay.key_files {
-                    self.key_files.clone_from(&config.relay.key_files);
-                    self.watched = Watched::new(&self.config, &self.key_files);
-                    self.seen = fingerprint(&self.config, &self.key_files);
+                let files = files_of(&self.sources, &config);
+                if self.files != files {
+                    self.watched = Watched::new(&files);
+                    self.seen = fingerprint(&files);
+                    self.files = files;
                 }
                 let relay = &config.relay;
                 let revoked = relay.devices.iter().filter(|it| it.standing == Standing::Revoked).count();
@@ -154,10 +161,15 @@ impl Source {
     }
 }
 
+/// The configuration file, if there is one, and all that it names.
+fn files_of(sources: &Sources, config: &Config) -> Vec<PathBuf> {
+    sources.file.iter().chain(&config.relay.key_files).cloned().collect()
+}
+
 /// All that the files hold. One that cannot be read counts as empty.
-fn fingerprint(config: &Path, key_files: &[PathBuf]) -> [u8; 32] {
+fn fingerprint(files: &[PathBuf]) -> [u8; 32] {
     let mut hash = Sha256::new();
-    for path in [config].into_iter().chain(key_files.iter().map(PathBuf::as_path)) {
+    for path in files {
         let bytes = fs::read(path).unwrap_or_default();
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
@@ -168,12 +180,14 @@ fn fingerprint(config: &Path, key_files: &[PathBuf]) -> [u8; 32] {
 /// The folders of the files: a file that another one takes the place of is watched on.
 struct Watched {
     changes: mpsc::Receiver<()>,
+    /// Whether something has changed that has not been looked at.
+    noticed: bool,
     /// `None` where the system has no way to watch; held for its end.
     watcher: Option<RecommendedWatcher>,
 }
 
 impl Watched {
-    fn new(config: &Path, key_files: &[PathBuf]) -> Self {
+    fn new(files: &[PathBuf]) -> Self {
         let (sender, changes) = mpsc::channel(1);
         let told = move |event: notify::Result<Event>| {
             if event.is_ok_and(|event| is_of_interest(&event)) {
@@ -183,7 +197,7 @@ impl Watched {
         };
         let watch = || {
             let mut watcher = notify::recommended_watcher(told)?;
-            for folder in folders([config].into_iter().chain(key_files.iter().map(PathBuf::as_path))) {
+            for folder in folders(files.iter().map(PathBuf::as_path)) {
                 watcher.watch(&folder, RecursiveMode::NonRecursive)?;
             }
             Ok::<_, notify::Error>(watcher)
@@ -191,14 +205,16 @@ impl Watched {
         let watcher = watch().inspect_err(|error| {
             tracing::warn!(%error, "changes of the configuration are not noticed: send SIGHUP after each");
         });
-        Self { changes, watcher: watcher.ok() }
+        Self { changes, noticed: false, watcher: watcher.ok() }
     }
 
-    /// Something has changed, and nothing more since. Without a watcher it waits for ever.
+    /// Something has changed, and nothing more since. Without a watcher it waits for ever. Cancel safe: it is at once
+    /// ready again until somebody has looked.
     async fn changed(&mut self) {
-        if self.watcher.is_none() || self.changes.recv().await.is_none() {
+        if !self.noticed && (self.watcher.is_none() || self.changes.recv().await.is_none()) {
             std::future::pending::<()>().await;
         }
+        self.noticed = true;
         for _ in 0..MAX_SETTLES {
             sleep(SETTLE).await;
             if self.changes.try_recv().is_err() {
@@ -228,6 +244,8 @@ fn is_of_interest(event: &Event) -> bool {
     match event.kind {
         EventKind::Access(access) => access == AccessKind::Close(AccessMode::Write),
         EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_) => true,
+        // A link is whole when it is made: this is how certbot puts a new certificate in place.
+        EventKind::Create(_) if event.paths.iter().any(|path| path.is_symlink()) => true,
         _ => !cfg!(target_os = "linux"),
     }
 }

@@ -9,9 +9,10 @@ use std::{
 
 use super::{
     Exit, Failure, OrFail as _, VERSION,
+    certificate::{Origin, Shown},
     control::Controlled,
     out,
-    state::{Given, State},
+    state::{self, Given, State},
 };
 use crate::{
     clock::Clock,
@@ -46,9 +47,8 @@ pub(super) struct Running {
     readiness: Readiness,
     /// Sends security events for as long as it is here.
     _webhook: Option<Webhook>,
-    /// How clients find it.
-    pub(super) descriptor: Descriptor,
-    /// Where that is written.
+    certificate: Arc<Shown>,
+    /// Where it is written how clients find it.
     pub(super) descriptor_path: PathBuf,
 }
 
@@ -62,7 +62,7 @@ impl Running {
         let Config { state_dir, relay: wanted, guard, ops, security: reporting, admin: administered, log: _ } =
             config;
         let admission = admission(&wanted);
-        let origin = if wanted.certificate.is_some() { "files" } else { "self-signed" };
+        let origin = if wanted.certificate.is_some() { Origin::Files } else { Origin::SelfSigned };
         let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
         let state = State::open(state_dir, &wanted.server_name, given)?;
         let clock = Clock::start();
@@ -133,6 +133,10 @@ impl Running {
             relay_id: state.relay_id,
             region: wanted.region,
         };
+        let folder = state.folder.clone();
+        let shown = (origin, &state.certificate);
+        let certificate =
+            Arc::new(Shown::new(clock, metrics.clone(), state.folder, descriptor.clone(), shown));
         let readiness = Readiness::default();
         let handle = relay.handle();
         let (max_allocations, live) = (wanted.rules.max_allocations, metrics.allocations.clone());
@@ -145,6 +149,8 @@ impl Running {
         readiness.watch(move || {
             vec![Check::new("shards", true, format!("{shards} of {shards} run"), NotReady::Starting)]
         });
+        let watched = certificate.clone();
+        readiness.watch(move || vec![Check::new("certificate", true, watched.detail(), NotReady::Starting)]);
         let named = wanted.public.as_ref().map(|public| public.host.clone());
         let hosts =
             Hosts::new(ops.allowed_hosts.into_iter().chain(named).chain([descriptor.server_name.clone()]));
@@ -156,49 +162,55 @@ impl Running {
             metrics: Arc::new(move || {
                 shown.encode().inspect_err(|error| tracing::error!(%error, "cannot show the metrics")).ok()
             }),
-            descriptor: Arc::new(descriptor.clone()),
+            descriptor: certificate.descriptor().clone(),
             hosts: hosts.clone(),
         };
         let ops = OpsServer::start(ops.listen, handles)
             .await
             .or_fail(Exit::Unavailable, format!("cannot listen on TCP {}", ops.listen))?;
-        let audit = Audit::open(state.folder(), clock).or_fail(
-            Exit::CantCreate,
-            format!("cannot open the audit log in {}", state.folder().display()),
-        )?;
-        let token_file = administered.token_file.clone().unwrap_or_else(|| state.folder().join(TOKEN_FILE));
+        let audit = Audit::open(&folder, clock)
+            .or_fail(Exit::CantCreate, format!("cannot open the audit log in {}", folder.display()))?;
+        let token_file = administered.token_file.clone().unwrap_or_else(|| folder.join(TOKEN_FILE));
         let mut admin = AdminServer::new(admin::Handles {
             clock,
             version: VERSION,
             readiness: readiness.clone(),
             metrics,
             guard: relay.guard().clone(),
-            control: Arc::new(Controlled {
-                relay: handle,
-                log,
-                certificate: admin::Certificate { origin, expires_at_unix: None },
-            }),
-            descriptor: Arc::new(descriptor.clone()),
+            control: Arc::new(Controlled { relay: handle, log, certificate: certificate.clone() }),
+            descriptor: certificate.descriptor().clone(),
             max_allocations,
             audit: Arc::new(audit),
             tokens: Arc::new(Tokens::new(token_file)),
             hosts,
         });
         listen_for_administrators(&mut admin, administered).await?;
-        let descriptor_path = state.write_descriptor(&descriptor)?;
+        let descriptor_path = state::write_descriptor(&folder, &descriptor)?;
         readiness.set_ready();
-        Ok(Self { relay, ops, admin, readiness, _webhook: webhook, descriptor, descriptor_path })
+        Ok(Self { relay, ops, admin, readiness, _webhook: webhook, certificate, descriptor_path })
     }
 
-    /// Puts in force what can change while it runs: who may come, and who may have what.
+    /// Puts in force what can change while it runs: who may come, who may have what, and the certificate.
     pub(super) fn apply(&self, config: Config) {
         self.relay.set_admission(admission(&config.relay));
+        self.certificate.apply(&self.relay, config.relay.certificate, &config.relay.server_name);
         self.relay.guard().configure(&guard_settings(config.guard));
+    }
+
+    /// How clients find it, now.
+    pub(super) fn descriptor(&self) -> Arc<Descriptor> {
+        self.certificate.descriptor().load_full()
+    }
+
+    /// What is to be done once an hour.
+    pub(super) fn look_after(&self) {
+        self.certificate.look();
     }
 
     /// Tells people where everything is.
     pub(super) fn announce(&self) {
-        let Descriptor { relay_id, spki, .. } = &self.descriptor;
+        let descriptor = self.descriptor();
+        let Descriptor { relay_id, spki, .. } = descriptor.as_ref();
         let pin = spki.map(|pin| pin.to_string()).unwrap_or_default();
         out::say(format_args!("zrc-relay {VERSION}"));
         out::say(format_args!("relay on {} (UDP), id {relay_id}, pin {pin}", self.relay.local_addr()));
@@ -401,6 +413,10 @@ mod tests {
         ("guard.max_sources", "7000"),
         ("ops.listen_addr", "\"::1\""),
         ("ops.listen_port", "7"),
+        ("ops.allowed_hosts", "[\"other.example\"]"),
+        ("admin.socket", "\"/other\""),
+        ("admin.listen_addr", "\"127.0.0.1\""),
+        ("admin.token_file", "\"/other\""),
         ("security.log_addresses", "true"),
         ("security.log_lines_per_sec", "7"),
         ("log.level", "\"debug\""),
@@ -412,6 +428,10 @@ mod tests {
         "relay.quic_key_path",
         "relay.device_file",
         "relay.issuer.key_path",
+        "admin.listen_port",
+        "admin.cert_path",
+        "admin.key_path",
+        "admin.allow_cleartext",
         "security.webhook_url",
         "security.webhook_secret",
         "security.webhook_secret_file",
@@ -442,8 +462,18 @@ mod tests {
     }
 
     fn text_of(values: &[(&str, &str)]) -> String {
-        let sections =
-            ["", "relay", "guard", "ops", "security", "log", "relay.tier", "relay.device", "relay.issuer"];
+        let sections = [
+            "",
+            "relay",
+            "guard",
+            "ops",
+            "admin",
+            "security",
+            "log",
+            "relay.tier",
+            "relay.device",
+            "relay.issuer",
+        ];
         let mut text = String::new();
         for section in sections {
             match section {

@@ -35,7 +35,7 @@ without starting anything.
 --dev listens on free ports of 127.0.0.1, serves every device that proves its own key,
 without limits, and keeps its state in ~/.local/state/zrc-relay/dev.
 
-SIGHUP, or a change of the configuration, of its device_file or of an issuer's key: tiers,
+SIGHUP, or a change of the configuration or of a file that it names: certificate, tiers,
 devices, issuers, [guard] and the log's level are read again, and apply to what runs. A
 file with a fault changes nothing, and the log says so. It names the keys that have
 changed and are only read at the start.
@@ -82,6 +82,7 @@ impl Serve {
         let running = Running::start(config, Some(log.level())).await?;
         running.announce();
         service::ready(&running.status());
+        let mut hourly = tokio::time::interval(Duration::from_secs(3600));
         let lost = {
             let alive = service::feed_watchdog(
                 sd_notify::watchdog_enabled(),
@@ -94,6 +95,7 @@ impl Serve {
                     _ = signals.next() => break false,
                     () = running.lost() => break true,
                     () = &mut alive => {}
+                    _ = hourly.tick() => running.look_after(),
                     config = reload.next() => {
                         // A level that was set by other means stays until the file says another one.
                         if config.log.level != said.level {

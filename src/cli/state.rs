@@ -5,7 +5,7 @@
 //! | `key.pem` | 0600 | the relay's TLS key (ECDSA P-256), made at the first start; the pin is its hash |
 //! | `cert.pem` | 0644 | a certificate for it, signed by itself |
 //! | `relay_id` | 0644 | the audience of tokens, random |
-//! | `relay.json` | 0644 | how clients find the relay; written at each start |
+//! | `relay.json` | 0644 | how clients find the relay; written at each start, and with each new certificate |
 //! | `audit.jsonl` | 0600 | what administrators did, and `audit.head`, how far it goes |
 //! | `admin.tokens` | 0600 | the hashes of their tokens, unless the configuration has another file |
 //!
@@ -31,7 +31,8 @@ use crate::{
 /// A state directory with everything in it.
 #[derive(Debug)]
 pub(super) struct State {
-    folder: PathBuf,
+    /// Where it is.
+    pub(super) folder: PathBuf,
     /// What TLS shows.
     pub(super) certificate: Certificate,
     /// What clients may pin.
@@ -68,24 +69,19 @@ impl State {
         let pin = pin_of(&certificate)?;
         Ok(Self { folder, certificate, pin, relay_id })
     }
+}
 
-    /// Where it is.
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// Writes `relay.json` and answers with its path.
-    ///
-    /// # Errors
-    /// [`Exit::CantCreate`].
-    pub(super) fn write_descriptor(&self, descriptor: &Descriptor) -> Result<PathBuf, Failure> {
-        let path = self.folder.join("relay.json");
-        let mut json = serde_json::to_vec_pretty(descriptor).or_fail(Exit::Software, "cannot write JSON")?;
-        json.push(b'\n');
-        files::replace(&path, &json, files::PUBLIC)
-            .or_fail(Exit::CantCreate, format!("cannot write {}", path.display()))?;
-        Ok(path)
-    }
+/// Writes `relay.json` and answers with its path.
+///
+/// # Errors
+/// [`Exit::CantCreate`].
+pub(super) fn write_descriptor(folder: &Path, descriptor: &Descriptor) -> Result<PathBuf, Failure> {
+    let path = folder.join("relay.json");
+    let mut json = serde_json::to_vec_pretty(descriptor).or_fail(Exit::Software, "cannot write JSON")?;
+    json.push(b'\n');
+    files::replace(&path, &json, files::PUBLIC)
+        .or_fail(Exit::CantCreate, format!("cannot write {}", path.display()))?;
+    Ok(path)
 }
 
 /// A folder for what needs no configuration: one for each user and purpose.
@@ -133,7 +129,11 @@ fn own_relay_id(folder: &Path) -> Result<RelayId, Failure> {
     )
 }
 
-fn own_certificate(folder: &Path, server_name: &str) -> Result<Certificate, Failure> {
+/// The relay's own certificate, which it signs itself: found, or made for this name.
+///
+/// # Errors
+/// [`Exit::CantCreate`] and [`Exit::Data`], as [`State::open`].
+pub(super) fn own_certificate(folder: &Path, server_name: &str) -> Result<Certificate, Failure> {
     let key_path = folder.join("key.pem");
     let key_shown = key_path.display();
     if !key_path.exists() {
@@ -174,7 +174,12 @@ fn own_certificate(folder: &Path, server_name: &str) -> Result<Certificate, Fail
 fn pin_of(certificate: &Certificate) -> Result<SpkiPin, Failure> {
     let leaf = certificate.chain.first().ok_or(rustls::Error::NoCertificatesPresented);
     let spki = leaf.and_then(|leaf| Ok(ParsedCertificate::try_from(leaf)?.subject_public_key_info()));
-    Ok(SpkiPin::of(&spki.or_fail(Exit::Config, "the certificate cannot be used")?))
+    Ok(SpkiPin::of(&spki.map_err(unusable)?))
+}
+
+/// A certificate, or its key, that TLS does not take.
+pub(super) fn unusable(error: rustls::Error) -> Failure {
+    Failure { exit: Exit::Config, error: anyhow::Error::new(error).context("the certificate cannot be used") }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! hold it to the defaults here, and to which keys a running relay heeds.
 
 mod admin;
+mod certificate;
 mod devices;
 mod example;
 mod fault;
@@ -18,10 +19,10 @@ mod security;
 mod sources;
 mod tiers;
 mod units;
+mod validity;
 
 use std::{
     collections::HashSet,
-    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU8,
     path::{Path, PathBuf},
@@ -29,13 +30,12 @@ use std::{
     time::Duration,
 };
 
-use rustls::{
-    client::verify_server_name,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-};
+use rustls::pki_types::ServerName;
 use toml::{Table, Value};
 
 pub use admin::{Admin, DEFAULT_ADMIN_PORT, MAX_SOCKET_BYTES};
+pub use certificate::Certificate;
+use certificate::MAX_PEM_BYTES;
 pub use devices::{Device, Standing};
 pub use example::EXAMPLE;
 #[cfg(test)]
@@ -46,7 +46,7 @@ pub use issuers::Issuer;
 use layers::Layers;
 pub use layers::{FILE_VARIABLE, Overrides, VARIABLE_PREFIX};
 pub use log::Log;
-use read::{Reason, Section};
+use read::Section;
 pub use security::{Security, Webhook};
 pub use sources::{Changed, ConfigError, Reading, Setting, Settings, Sources};
 pub use tiers::{DEFAULT_TIER, Tiers};
@@ -68,9 +68,6 @@ pub const DEFAULT_SERVER_NAME: &str = "zrc-relay";
 
 /// A file larger than this is no configuration.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-
-/// No chain of certificates comes near this.
-const MAX_PEM_BYTES: u64 = 1 << 20;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -146,7 +143,7 @@ pub struct Relay {
     pub issuers: Vec<Issuer>,
     /// The file that lists devices.
     pub device_file: Option<PathBuf>,
-    /// The files that devices' and issuers' keys were read from.
+    /// The files that the certificate and the keys of relay, devices and issuers were read from.
     pub key_files: Vec<PathBuf>,
 }
 
@@ -157,21 +154,6 @@ pub struct Ops {
     pub listen: SocketAddr,
     /// Names that HTTP is asked by here and on the admin port, besides addresses and private ones.
     pub allowed_hosts: Vec<String>,
-}
-
-/// A certificate chain, leaf first, and the leaf's key.
-pub struct Certificate {
-    /// DER, leaf first.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// The leaf's key.
-    pub key: PrivateKeyDer<'static>,
-}
-
-/// Says nothing of the key.
-impl fmt::Debug for Certificate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificate").field("chain", &self.chain.len()).finish_non_exhaustive()
-    }
 }
 
 /// An address as clients are told it: an IP address or a host name, perhaps with a port.
@@ -339,8 +321,8 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
     let relay_id = relay.read("relay_id", &format!("{:?}", "0f".repeat(16)), |value| {
         read::text(value)?.parse::<RelayId>().map_err(|error| error.to_string())
     });
-    let certificate = read_certificate(&mut relay, folder);
-    let server_name = check_server_name(&mut relay, server_name, certificate.as_ref());
+    let (certificate, mut key_files) = certificate::read(&mut relay, folder);
+    let server_name = certificate::server_name(&mut relay, server_name, certificate.as_ref());
 
     let limit = |relay: &mut Section<'_>, key, example, default| {
         relay.read(key, example, read::limit).unwrap_or(Some(default))
@@ -440,7 +422,6 @@ fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Relay, V
     let mut seen = HashSet::new();
     let (mut devices, device_keys) =
         devices::read_devices("relay.device", device_tables.unwrap_or_default(), &tiers, &mut seen, faults);
-    let mut key_files = Vec::new();
     let device_path = device_file.as_ref().map(|(path, _)| path.clone());
     if let Some((path, tables)) = device_file {
         let name = format!("{}: device", path.display());
@@ -492,106 +473,6 @@ fn region(value: &Value) -> Result<String, &'static str> {
     Ok(region)
 }
 
-/// Both files or neither; they are read here, so that what cannot be used is known before anything starts.
-fn read_certificate(relay: &mut Section<'_>, folder: &Path) -> Option<Certificate> {
-    let path = |value: &Value| read::text(value).map(|path| folder.join(path));
-    let mut cert_path = None;
-    let mut key_path = None;
-    let chain = relay.read("quic_cert_path", r#""/etc/zrc-relay/fullchain.pem""#, |value| {
-        let path = cert_path.insert(path(value)?);
-        let pem = read::file(path, MAX_PEM_BYTES)?;
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-            .collect::<Result<_, _>>()
-            .map_err(|error| format!("the file holds no certificate (PEM): {error}"))?;
-        if chain.is_empty() {
-            Err("the file holds no certificate (PEM)".into())
-        } else {
-            Ok::<_, Reason>(chain)
-        }
-    });
-    let key = relay.read("quic_key_path", r#""/etc/zrc-relay/privkey.pem""#, |value| {
-        let path = key_path.insert(path(value)?);
-        let pem = read::file(path, MAX_PEM_BYTES)?;
-        PrivateKeyDer::from_pem_slice(&pem)
-            .map_err(|error| Reason::from(format!("the file holds no private key (PEM): {error}")))
-    });
-    let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| Value::String(path.display().to_string()));
-    match (&cert_path, &key_path) {
-        (Some(_), None) => relay.fault(
-            "quic_key_path",
-            None,
-            "a certificate needs its private key".into(),
-            r#"quic_key_path = "/etc/zrc-relay/privkey.pem""#.into(),
-        ),
-        (None, Some(_)) => relay.fault(
-            "quic_cert_path",
-            None,
-            "a private key needs its certificate".into(),
-            r#"quic_cert_path = "/etc/zrc-relay/fullchain.pem""#.into(),
-        ),
-        _ => {}
-    }
-    let certificate = Certificate { chain: chain?, key: key? };
-    if let Err(error) = certificate.check() {
-        let reason = format!("the certificate and the key in quic_key_path cannot be used together: {error}");
-        relay.fault("quic_cert_path", shown(&cert_path).as_ref(), reason, String::new());
-        return None;
-    }
-    Some(certificate)
-}
-
-/// The name that clients check: the configured one, else the certificate's first, else the default. A certificate
-/// without any name can only be trusted by its pin, and the name then does not matter.
-fn check_server_name(
-    relay: &mut Section<'_>,
-    configured: Option<String>,
-    certificate: Option<&Certificate>,
-) -> String {
-    let names = certificate.map(Certificate::dns_names).unwrap_or_default();
-    match configured {
-        Some(name) => {
-            if !names.is_empty() && !certificate.is_some_and(|certificate| certificate.is_for(&name)) {
-                relay.fault(
-                    "server_name",
-                    Some(&Value::String(name.clone())),
-                    format!("the certificate in quic_cert_path is for {}", names.join(", ")),
-                    names.first().map(|name| format!("server_name = {name:?}")).unwrap_or_default(),
-                );
-            }
-            name
-        }
-        // A wildcard stands for names that nobody but the operator knows.
-        None => names
-            .into_iter()
-            .find(|name| !name.starts_with('*'))
-            .unwrap_or_else(|| DEFAULT_SERVER_NAME.into()),
-    }
-}
-
-impl Certificate {
-    /// The host names that the leaf is for, wildcards included; none when it is for addresses, or cannot be read.
-    pub fn dns_names(&self) -> Vec<String> {
-        let leaf = self.chain.first().and_then(|leaf| webpki::EndEntityCert::try_from(leaf).ok());
-        leaf.map(|leaf| leaf.valid_dns_names().map(str::to_owned).collect()).unwrap_or_default()
-    }
-
-    /// Whether the leaf is for this host name or address.
-    pub fn is_for(&self, name: &str) -> bool {
-        let leaf = self.chain.first().map(rustls::server::ParsedCertificate::try_from);
-        let name = ServerName::try_from(name);
-        matches!((leaf, name), (Some(Ok(leaf)), Ok(name)) if verify_server_name(&leaf, &name).is_ok())
-    }
-
-    /// Whether TLS can use the key, and whether it is the leaf's.
-    ///
-    /// # Errors
-    /// What TLS says to them.
-    pub fn check(&self) -> Result<(), rustls::Error> {
-        let provider = rustls::crypto::aws_lc_rs::default_provider();
-        rustls::sign::CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &provider).map(|_| ())
-    }
-}
-
 /// Names without ports; `*` for all there are.
 fn hosts(value: &Value) -> Result<Vec<String>, &'static str> {
     const FORM: &str =
@@ -615,8 +496,6 @@ fn read_ops(table: Table, faults: &mut Vec<Fault>) -> (Ops, Vec<String>) {
 mod tier_tests;
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     pub(super) const OPEN: &str = "[relay]\nself_certified = true\n";
@@ -871,51 +750,5 @@ mod tests {
         let weak = faults(&device(KEY, &format!("01{}", "00".repeat(31))));
         assert_eq!(weak[0].0, "relay.device[0].key");
         assert!(weak[0].1.contains("small order"), "{weak:?}");
-    }
-
-    #[test]
-    fn certificates_are_read_and_matched() {
-        let folder = tempfile::tempdir().unwrap();
-        let make = |name: &str| {
-            let key = rcgen::KeyPair::generate().unwrap();
-            let cert = rcgen::CertificateParams::new([name.to_owned()]).unwrap().self_signed(&key).unwrap();
-            fs::write(folder.path().join(format!("{name}.crt")), cert.pem()).unwrap();
-            fs::write(folder.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
-        };
-        make("a");
-        make("b");
-        fs::write(folder.path().join("empty"), "").unwrap();
-        let with = |cert: &str, key: &str| {
-            let line = |name: &str, path: &str| {
-                if path.is_empty() { String::new() } else { format!("{name} = {path:?}\n") }
-            };
-            let text = format!("{OPEN}{}{}", line("quic_cert_path", cert), line("quic_key_path", key));
-            Config::parse(&text, folder.path())
-        };
-        let good = with("a.crt", "a.key").unwrap();
-        assert_eq!(good.relay.certificate.as_ref().unwrap().chain.len(), 1);
-        assert_eq!(good.relay.server_name, "a", "the certificate's own name is the default");
-        let named = |name: &str| {
-            let text = format!(
-                "{OPEN}server_name = {name:?}\nquic_cert_path = \"a.crt\"\nquic_key_path = \"a.key\"\n"
-            );
-            Config::parse(&text, folder.path())
-        };
-        assert_eq!(named("a").unwrap().relay.server_name, "a");
-        let other = named("b").unwrap_err();
-        assert_eq!((other.0.len(), other.0[0].key.as_str()), (1, "relay.server_name"));
-        assert!(other.0[0].reason.contains("is for a"), "{other}");
-        for (cert, key, blamed) in [
-            ("a.crt", "", &["quic_key_path"][..]),
-            ("", "a.key", &["quic_cert_path"]),
-            ("a.crt", "b.key", &["quic_cert_path"]),
-            ("none", "a.key", &["quic_cert_path"]),
-            ("empty", "none", &["quic_cert_path", "quic_key_path"]),
-            ("a.key", "a.crt", &["quic_cert_path", "quic_key_path"]),
-        ] {
-            let faults = with(cert, key).unwrap_err();
-            let keys: Vec<_> = faults.0.iter().map(|fault| fault.key.trim_start_matches("relay.")).collect();
-            assert_eq!(keys, blamed, "{cert} {key}");
-        }
     }
 }

@@ -17,6 +17,7 @@ pub mod tokens;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Query, Request, State},
@@ -53,8 +54,8 @@ pub struct Handles {
     pub readiness: Readiness,
     /// The metrics in Prometheus' text format; `None` when they cannot be shown.
     pub metrics: Arc<dyn Fn() -> Option<String> + Send + Sync>,
-    /// How the relay introduces itself.
-    pub descriptor: Arc<Descriptor>,
+    /// How the relay introduces itself, now.
+    pub descriptor: Arc<ArcSwap<Descriptor>>,
     /// The names it answers to.
     pub hosts: Hosts,
 }
@@ -174,7 +175,7 @@ fn shown_metrics(text: Option<String>) -> Response {
 }
 
 async fn descriptor(State(handles): State<Handles>) -> Json<Descriptor> {
-    Json(handles.descriptor.as_ref().clone())
+    Json(handles.descriptor.load().as_ref().clone())
 }
 
 async fn no_such_page() -> Response {
@@ -211,14 +212,14 @@ mod tests {
             version: "1.2.3 (commit abc)",
             readiness: Readiness::default(),
             metrics: Arc::new(|| Some("# EOF\n".into())),
-            descriptor: Arc::new(Descriptor {
+            descriptor: Arc::new(ArcSwap::from_pointee(Descriptor {
                 addr: "192.0.2.1".into(),
                 port: 4433,
                 server_name: "relay".into(),
                 spki: None,
                 relay_id: RelayId([1; 16]),
                 region: Some("eu".into()),
-            }),
+            })),
             hosts: Hosts::default(),
         }
     }
@@ -321,7 +322,7 @@ mod tests {
         let (status, _, body) = ask(&server, "GET", "/.well-known/zrc-relay").await;
         assert_eq!(status, 200);
         let descriptor: Descriptor = serde_json::from_str(&body).unwrap();
-        assert_eq!(descriptor, *handles.descriptor);
+        assert_eq!(descriptor, **handles.descriptor.load());
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use crate::{
     guard::{Limit, Turned},
     table::{Basis, Refusal, Tier, Verdict},
     wire::{
-        AnyToken, Claims, CloseCode, DeviceId, Identity, PublicKey, RelayId, Signer, TokenError,
+        AnyToken, Claims, CloseCode, DeviceId, Identity, PublicKey, RelayId, Signer, SpkiPin, TokenError,
         VerifiedTokens, proof::Binding, token::Expected,
     },
 };
@@ -239,4 +239,14 @@ pub(super) fn exporter_binding(connection: &quinn::Connection) -> Result<Binding
         .export_keying_material(&mut secret, crate::wire::proof::EXPORTER_LABEL, &[])
         .map_err(|_| Rejection::new(CloseCode::Internal, "no keying material"))?;
     Ok(Binding::Exporter(secret))
+}
+
+/// What proofs of mode 2 are bound to beside the nonce: the key in the certificate that this connection was shown, which
+/// is another one than today's where that has changed since.
+///
+/// # Errors
+/// INTERNAL when the TLS session does not know, which cannot be.
+pub(super) fn shown_key(connection: &quinn::Connection) -> Result<[u8; 32], Rejection> {
+    let shown = connection.handshake_data().and_then(|data| data.downcast::<SpkiPin>().ok());
+    shown.map(|pin| pin.0).ok_or_else(|| Rejection::new(CloseCode::Internal, "no certificate was shown"))
 }

@@ -10,35 +10,56 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use quinn::{ConnectionId, Side, TransportErrorCode, crypto, crypto::rustls::QuicServerConfig};
 use quinn_proto::{TransportError, transport_parameters::TransportParameters};
 use rustls::quic::{Connection, KeyChange, PacketKeySet, Secrets, ServerConnection, Suite, Version};
 use zeroize::Zeroizing;
 
-use crate::{quic::acks, wire::proof::EXPORTER_LABEL};
+use crate::{
+    quic::acks,
+    wire::{SpkiPin, proof::EXPORTER_LABEL},
+};
 
 /// TLS alert: a handshake message where there can be none (RFC 8446, section 6).
 const UNEXPECTED_MESSAGE: u8 = 10;
 
-/// Makes the sessions of an endpoint.
+/// Makes the sessions of all endpoints.
 pub(super) struct ServerCrypto {
     /// For what is the same for all connections.
     quic: QuicServerConfig,
-    tls: Arc<rustls::ServerConfig>,
+    /// What the next connection is shown.
+    shown: ArcSwap<Shown>,
     initial: Suite,
+}
+
+/// A certificate with all that TLS does around it.
+pub(super) struct Shown {
+    pub tls: Arc<rustls::ServerConfig>,
+    /// The pin of the certificate's key.
+    pub spki: SpkiPin,
 }
 
 impl ServerCrypto {
     /// `None` when the provider lacks TLS_AES_128_GCM_SHA256, which protects every connection's first packets.
-    pub fn new(tls: rustls::ServerConfig) -> Option<Self> {
-        let tls = Arc::new(tls);
-        let initial = tls.crypto_provider().cipher_suites.iter().find_map(|suite| {
+    pub fn new(shown: Shown) -> Option<Self> {
+        let initial = shown.tls.crypto_provider().cipher_suites.iter().find_map(|suite| {
             let usable = suite.suite() == rustls::CipherSuite::TLS13_AES_128_GCM_SHA256;
             suite.tls13().filter(|_| usable)?.quic_suite()
         })?;
-        let quic = QuicServerConfig::try_from(tls.clone()).ok()?;
-        Some(Self { quic, tls, initial })
+        let quic = QuicServerConfig::try_from(shown.tls.clone()).ok()?;
+        Some(Self { quic, shown: ArcSwap::from_pointee(shown), initial })
+    }
+
+    /// From the next connection on, another certificate. Those that are there keep what they were shown.
+    pub fn show(&self, shown: Shown) {
+        self.shown.store(Arc::new(shown));
+    }
+
+    /// The pin of what the next connection is shown.
+    pub fn spki(&self) -> SpkiPin {
+        self.shown.load().spki
     }
 }
 
@@ -65,15 +86,19 @@ impl crypto::ServerConfig for ServerCrypto {
         let mut encoded = Vec::with_capacity(256);
         params.write(&mut encoded);
         // It fails for settings without TLS 1.3, of which there are none here.
-        let tls = ServerConnection::new(self.tls.clone(), version, encoded).ok();
+        let shown = self.shown.load();
+        let tls = ServerConnection::new(shown.tls.clone(), version, encoded).ok();
         let tls = tls.map(|tls| Box::new(Connection::Server(tls)));
-        Box::new(Session { version, initial: self.initial, tls, exported: None, updates: None })
+        let (initial, spki) = (self.initial, shown.spki);
+        Box::new(Session { version, initial, spki, tls, exported: None, updates: None })
     }
 }
 
 struct Session {
     version: Version,
     initial: Suite,
+    /// Of the certificate that this connection was shown.
+    spki: SpkiPin,
     /// Until the handshake is over.
     tls: Option<Box<Connection>>,
     /// From then on, if rustls had it to give: the exporter's value for [`EXPORTER_LABEL`] without a context.
@@ -96,8 +121,9 @@ impl crypto::Session for Session {
         keys(self.initial.keys(dst_cid, rustls::Side::Server, self.version))
     }
 
+    /// The [`SpkiPin`] of the certificate that was shown.
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        None
+        Some(Box::new(self.spki))
     }
 
     fn peer_identity(&self) -> Option<Box<dyn Any>> {
@@ -308,7 +334,7 @@ mod tests {
                 .with_no_client_auth();
             client.alpn_protocols = vec![b"test".to_vec()];
             let tls = Arc::new(tls);
-            let crypto = ServerCrypto::new((*tls).clone()).unwrap();
+            let crypto = ServerCrypto::new(Shown { tls: tls.clone(), spki: SpkiPin([3; 32]) }).unwrap();
             let server = ServerConnection::new(tls, Version::V1, vec![1, 1, 7]).unwrap();
             let name = "localhost".try_into().unwrap();
             let client = ClientConnection::new(Arc::new(client), Version::V1, name, vec![1, 1, 5]).unwrap();
@@ -316,6 +342,7 @@ mod tests {
                 server: Session {
                     version: Version::V1,
                     initial: crypto.initial,
+                    spki: crypto.spki(),
                     tls: Some(Box::new(Connection::Server(server))),
                     exported: None,
                     updates: None,

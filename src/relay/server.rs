@@ -15,6 +15,7 @@ use super::{
     auth::Admission,
     channel::Channels,
     handle::RelayHandle,
+    handshake::ServerCrypto,
     hub::Hub,
     session::Terms,
     shard::{Common, RunningShard, Shard},
@@ -107,7 +108,7 @@ pub enum StartError {
 pub struct RelayServer {
     hub: Arc<Hub>,
     local_addr: SocketAddr,
-    spki: SpkiPin,
+    crypto: Arc<ServerCrypto>,
     /// In the order of their numbers.
     shards: Vec<RunningShard>,
     timekeeper: Option<JoinHandle<()>>,
@@ -141,12 +142,11 @@ impl RelayServer {
         security: SecurityEvents,
         steer: Steer,
     ) -> Result<Self, StartError> {
-        let spki = config.tls.spki()?;
         // The first randomness that the TLS library draws costs it tens of milliseconds: not the first client.
         let mut drawn = [0; 32];
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         provider.secure_random.fill(&mut drawn).map_err(|_| rustls::Error::FailedToGetRandomBytes)?;
-        let server_config = tls::server_config(
+        let (server_config, crypto) = tls::server_config(
             &config.tls,
             config.keepalive,
             config.rules.idle_timeout,
@@ -171,7 +171,6 @@ impl RelayServer {
             idle_timeout: config.rules.idle_timeout,
             max_unauthenticated: config.max_unauthenticated,
             raw_channel: config.raw_channel,
-            spki_sha256: spki.0,
         };
         let channels = Channels::new(shards)?;
         let guard = Arc::new(Guard::new(&config.guard, metrics.clone(), security));
@@ -196,7 +195,7 @@ impl RelayServer {
         let mut server = Self {
             hub: hub.clone(),
             local_addr,
-            spki,
+            crypto,
             shards: Vec::new(),
             timekeeper: None,
             sharer: None,
@@ -226,7 +225,18 @@ impl RelayServer {
 
     /// The pin of its certificate's key.
     pub fn spki(&self) -> SpkiPin {
-        self.spki
+        self.crypto.spki()
+    }
+
+    /// Shows another certificate to whoever connects from now on, and answers with the pin of its key. Sessions go on.
+    ///
+    /// # Errors
+    /// When certificate and key cannot be used, or not together: then nothing has changed.
+    pub fn set_identity(&self, identity: &TlsIdentity) -> Result<SpkiPin, rustls::Error> {
+        let shown = tls::shown(identity)?;
+        let spki = shown.spki;
+        self.crypto.show(shown);
+        Ok(spki)
     }
 
     /// How many tasks and handles hold the hub: every session, forwarder and splice does.

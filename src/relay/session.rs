@@ -12,7 +12,7 @@ use quinn::{ConnectionError, SendStream, VarInt, WriteError};
 use tokio::{task::JoinSet, time::timeout};
 
 use super::{
-    auth::{Rejection, exporter_binding},
+    auth::{Rejection, exporter_binding, shown_key},
     control::{FrameReader, ReadFrameError},
     entry::Caller,
     forward::forward_datagrams,
@@ -70,8 +70,6 @@ pub(super) struct Terms {
     pub max_unauthenticated: usize,
     /// Whether clients are offered a raw channel.
     pub raw_channel: bool,
-    /// SHA-256 of the leaf's SubjectPublicKeyInfo.
-    pub spki_sha256: [u8; 32],
 }
 
 /// Serves one connection attempt to its end.
@@ -313,7 +311,7 @@ async fn admit(
             hub.security.emit(SecurityEvent::BadToken { reason: error.reason() }, caller);
             Some(error.into())
         })?;
-    if !proves(&shard.terms, connection, &hello, &claims, send, reader).await? {
+    if !proves(connection, &hello, &claims, send, reader).await? {
         let event = SecurityEvent::ProofFailed { role: hello.role };
         hub.security.emit(event, caller.of(claims.identity.handle()));
         return Err(Some(Rejection::new(
@@ -348,7 +346,6 @@ fn request(hub: &Hub, connection: &quinn::Connection, caller: Subject) -> Result
 
 /// Whether the caller holds its role's key.
 async fn proves(
-    terms: &Terms,
     connection: &quinn::Connection,
     hello: &Hello,
     claims: &Claims,
@@ -369,7 +366,7 @@ async fn proves(
                     "a Challenge is answered by Prove",
                 )));
             };
-            (Binding::Nonce { nonce, spki_sha256: terms.spki_sha256 }, prove.proof)
+            (Binding::Nonce { nonce, spki_sha256: shown_key(connection)? }, prove.proof)
         }
     };
     Ok(proof::verifies(claims.key_of(hello.role), hello.role, &claims.token_hash, &binding, &proof))

@@ -14,7 +14,10 @@ use rustls::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{StartError, handshake::ServerCrypto};
+use super::{
+    StartError,
+    handshake::{ServerCrypto, Shown},
+};
 use crate::{
     quic::{acks, congestion::RateBasedFactory, mtu},
     wire::{ALPN, SpkiPin},
@@ -81,7 +84,7 @@ pub(super) fn reset_key(identity: &TlsIdentity) -> Arc<dyn quinn_proto::crypto::
 /// What Retry and validation tokens are sealed with: the same on all shards, so that a token may come back to another.
 ///
 /// Derived from the TLS key, as [`reset_key`] is: whoever has proven its address need not do so again because the relay
-/// was started anew in the middle of a flood.
+/// was started anew in the middle of a flood. Another certificate, shown while the relay runs, changes neither.
 pub(super) fn token_key(identity: &TlsIdentity) -> Arc<dyn HandshakeTokenKey> {
     let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"zrc-relay address tokens");
     Arc::new(salt.extract(identity.key.secret_der()))
@@ -113,13 +116,8 @@ fn provider() -> CryptoProvider {
     provider
 }
 
-/// The relay's side of every connection, as it is before a token is accepted.
-pub(super) fn server_config(
-    identity: &TlsIdentity,
-    keepalive: Option<Duration>,
-    idle_timeout: Duration,
-    datagram_receive_buffer_bytes: usize,
-) -> Result<quinn::ServerConfig, StartError> {
+/// What connections are shown: refused where the key is not the certificate's.
+pub(super) fn shown(identity: &TlsIdentity) -> Result<Shown, rustls::Error> {
     let mut tls = rustls::ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
@@ -129,7 +127,16 @@ pub(super) fn server_config(
     tls.max_early_data_size = 0;
     // A resumed session would save one signature of ours and cost every client's ticket its memory.
     tls.send_tls13_tickets = 0;
+    Ok(Shown { tls: Arc::new(tls), spki: identity.spki()? })
+}
 
+/// The relay's side of every connection, as it is before a token is accepted; and what shows it a certificate.
+pub(super) fn server_config(
+    identity: &TlsIdentity,
+    keepalive: Option<Duration>,
+    idle_timeout: Duration,
+    datagram_receive_buffer_bytes: usize,
+) -> Result<(quinn::ServerConfig, Arc<ServerCrypto>), StartError> {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
@@ -147,14 +154,14 @@ pub(super) fn server_config(
     transport.mtu_discovery_config(Some(mtu::discovery()));
     transport.congestion_controller_factory(Arc::new(RateBasedFactory::new()));
 
-    let crypto = ServerCrypto::new(tls).ok_or(StartError::NoInitialCipher)?;
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let crypto = Arc::new(ServerCrypto::new(shown(identity)?).ok_or(StartError::NoInitialCipher)?);
+    let mut config = quinn::ServerConfig::with_crypto(crypto.clone());
     config.transport_config(Arc::new(transport)).token_key(token_key(identity));
     // An address has another owner tomorrow; a client that was here today is back by then.
     let mut tokens = ValidationTokenConfig::default();
     tokens.lifetime(TOKEN_LIFETIME);
     config.validation_token_config(tokens);
-    Ok(config)
+    Ok((config, crypto))
 }
 
 /// Connection IDs whose first byte names the shard that made them; the rest is random.

@@ -12,6 +12,7 @@
 mod admin_api;
 mod admin_page;
 mod architecture;
+mod certificates;
 mod check_config;
 mod cli;
 mod cli_bench;
@@ -19,6 +20,7 @@ mod cli_clients;
 mod cli_manual;
 mod cli_serve;
 mod client;
+mod init;
 mod leaks;
 mod log;
 mod log_hygiene;

@@ -32,6 +32,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use axum::{
     Extension, Router,
     http::StatusCode,
@@ -133,8 +134,8 @@ pub struct Handles {
     pub guard: Arc<Guard>,
     /// The relay.
     pub control: Arc<dyn Control>,
-    /// How the relay introduces itself.
-    pub descriptor: Arc<Descriptor>,
+    /// How the relay introduces itself, now.
+    pub descriptor: Arc<ArcSwap<Descriptor>>,
     /// Allocations at once.
     pub max_allocations: usize,
     /// What administrators do is written here.

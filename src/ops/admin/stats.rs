@@ -27,7 +27,7 @@ pub(super) async fn stats(State(app): State<App>) -> Json<Value> {
     let now = handles.clock.now();
     let live = handles.control.allocations();
     let of = |stage| live.iter().filter(|it| it.stage == stage).count();
-    let descriptor = &*handles.descriptor;
+    let descriptor = handles.descriptor.load();
     let certificate = handles.control.certificate();
     let totals = handles.metrics.totals();
     Json(json!({

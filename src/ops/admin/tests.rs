@@ -152,14 +152,14 @@ impl Api {
             metrics: metrics.clone(),
             guard: Arc::new(Guard::new(&GuardSettings::default(), metrics, security.clone())),
             control: fake.clone(),
-            descriptor: Arc::new(Descriptor {
+            descriptor: Arc::new(ArcSwap::from_pointee(Descriptor {
                 addr: "192.0.2.1".into(),
                 port: 4433,
                 server_name: "relay".into(),
                 spki: None,
                 relay_id: RelayId([1; 16]),
                 region: None,
-            }),
+            })),
             max_allocations: 100,
             audit: Arc::new(audit::Audit::open(folder.path(), clock).unwrap()),
             tokens: Arc::new(Tokens::new(token_file)),

@@ -5,6 +5,7 @@ mod events;
 mod forwarding;
 mod guard;
 mod hostile;
+mod identity;
 mod lean;
 mod life;
 mod messages;

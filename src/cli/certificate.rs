@@ -1,0 +1,248 @@
+//! The certificate that clients are shown: how another one takes its place while the relay runs, what is then told, and
+//! how long it is good for.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use rustls::pki_types::CertificateDer;
+
+use super::{Failure, state};
+use crate::{
+    clock::{Clock, rfc3339},
+    config::Certificate,
+    metrics::Metrics,
+    relay::{RelayServer, TlsIdentity},
+    wire::Descriptor,
+};
+
+const DAY_SECS: i64 = 86_400;
+/// How many days before its end a certificate is warned of.
+const WARN_DAYS: [i64; 3] = [30, 7, 1];
+
+/// Where a certificate comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The operator's files.
+    Files,
+    /// The state directory: signed by itself.
+    SelfSigned,
+}
+
+impl Origin {
+    /// As people and programs are told.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Files => "files",
+            Self::SelfSigned => "self-signed",
+        }
+    }
+}
+
+/// The certificate in force, and all that has to change with it.
+pub(super) struct Shown {
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    state_folder: PathBuf,
+    descriptor: Arc<ArcSwap<Descriptor>>,
+    in_force: Mutex<InForce>,
+}
+
+struct InForce {
+    origin: Origin,
+    chain: Vec<CertificateDer<'static>>,
+    expiry: Expiry,
+    /// The days before its end that were last warned of.
+    warned_days: AtomicI64,
+}
+
+/// From when until when it is valid, in Unix seconds; `None` when that cannot be read.
+#[derive(Debug, Clone, Copy)]
+struct Expiry(Option<(i64, i64)>);
+
+impl Shown {
+    /// `descriptor` describes the relay with this certificate.
+    pub(super) fn new(
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        state_folder: PathBuf,
+        descriptor: Descriptor,
+        (origin, certificate): (Origin, &Certificate),
+    ) -> Self {
+        let shown = Self {
+            clock,
+            metrics,
+            state_folder,
+            descriptor: Arc::new(ArcSwap::from_pointee(descriptor)),
+            in_force: Mutex::new(InForce::new(origin, certificate)),
+        };
+        shown.tell();
+        shown
+    }
+
+    /// How clients find the relay, now.
+    pub(super) fn descriptor(&self) -> &Arc<ArcSwap<Descriptor>> {
+        &self.descriptor
+    }
+
+    /// Puts in force what the configuration says now: a certificate from files, or none. What cannot be used changes
+    /// nothing, and the log says so.
+    pub(super) fn apply(&self, relay: &RelayServer, configured: Option<Certificate>, server_name: &str) {
+        let found = match configured {
+            Some(certificate) => Ok((Origin::Files, certificate)),
+            // There were files, and now there are none.
+            None if self.lock().origin == Origin::Files => {
+                state::own_certificate(&self.state_folder, server_name)
+                    .map(|certificate| (Origin::SelfSigned, certificate))
+            }
+            None => return,
+        };
+        let put = found.and_then(|(origin, certificate)| self.put(relay, origin, certificate, server_name));
+        if let Err(Failure { error, .. }) = put {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the certificate cannot be changed; the last one stays"
+            );
+        }
+    }
+
+    /// Shows it to whoever connects from now on, and tells clients its pin in `relay.json`.
+    pub(super) fn put(
+        &self,
+        relay: &RelayServer,
+        origin: Origin,
+        certificate: Certificate,
+        server_name: &str,
+    ) -> Result<(), Failure> {
+        if self.lock().chain == certificate.chain {
+            return Ok(());
+        }
+        let in_force = InForce::new(origin, &certificate);
+        let identity = TlsIdentity { chain: certificate.chain, key: certificate.key };
+        let pin = relay.set_identity(&identity).map_err(state::unusable)?;
+        *self.lock() = in_force;
+        let descriptor = Descriptor {
+            spki: Some(pin),
+            server_name: server_name.to_owned(),
+            ..self.descriptor.load().as_ref().clone()
+        };
+        self.descriptor.store(Arc::new(descriptor.clone()));
+        state::write_descriptor(&self.state_folder, &descriptor)?;
+        tracing::info!(
+            origin = origin.name(),
+            %pin,
+            server_name,
+            expires = self.expires().map(show_unix),
+            "new connections are shown another certificate"
+        );
+        self.tell();
+        Ok(())
+    }
+
+    /// Where it comes from.
+    pub(super) fn origin(&self) -> Origin {
+        self.lock().origin
+    }
+
+    /// In a line, for people.
+    pub(super) fn detail(&self) -> String {
+        let expires = self.expires().map_or_else(|| "nobody knows when".into(), show_unix);
+        format!("{}, expires {expires}", self.origin().name())
+    }
+
+    /// When it ceases to be valid, in Unix seconds.
+    pub(super) fn expires(&self) -> Option<i64> {
+        self.lock().expiry.0.map(|(_, until)| until)
+    }
+
+    /// Warns of its end when that has come near, once for each of [`WARN_DAYS`]. To be called some times a day.
+    pub(super) fn look(&self) {
+        let in_force = self.lock();
+        let now = i64::try_from(self.clock.unix_secs()).unwrap_or(i64::MAX);
+        let Some(days) = in_force.expiry.near(now) else { return };
+        if in_force.warned_days.swap(days, Ordering::Relaxed) == days && days > 0 {
+            return;
+        }
+        let expires = in_force.expiry.0.map(|(_, until)| show_unix(until));
+        let origin = in_force.origin.name();
+        if days == 0 {
+            tracing::error!(
+                expires,
+                origin,
+                "the certificate has expired: clients that do not pin its key refuse it"
+            );
+        } else {
+            tracing::warn!(expires, origin, "the certificate expires within {days} d");
+        }
+    }
+
+    fn tell(&self) {
+        self.metrics.certificate_expiry.set(self.expires().unwrap_or(0));
+        self.look();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, InForce> {
+        self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InForce {
+    fn new(origin: Origin, certificate: &Certificate) -> Self {
+        Self {
+            origin,
+            chain: certificate.chain.clone(),
+            expiry: Expiry(certificate.validity()),
+            warned_days: AtomicI64::new(i64::MAX),
+        }
+    }
+}
+
+impl Expiry {
+    /// Within how many days it ends, of those to warn of; 0 when it has ended. Days that are more than a third of its
+    /// whole life are its usual state, and not warned of.
+    fn near(self, now_unix_secs: i64) -> Option<i64> {
+        let (from, until) = self.0?;
+        let left = until.saturating_sub(now_unix_secs);
+        if left <= 0 {
+            return Some(0);
+        }
+        let life = until.saturating_sub(from);
+        WARN_DAYS.into_iter().rev().find(|days| left <= days * DAY_SECS && life >= 3 * days * DAY_SECS)
+    }
+}
+
+fn show_unix(unix_secs: i64) -> String {
+    rfc3339(u64::try_from(unix_secs).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r7_2_the_end_of_a_certificate_is_warned_of_in_time_and_not_all_its_life() {
+        let year = Expiry(Some((0, 365 * DAY_SECS)));
+        for (left_secs, expected) in [
+            (365 * DAY_SECS, None),
+            (30 * DAY_SECS + 1, None),
+            (30 * DAY_SECS, Some(30)),
+            (7 * DAY_SECS + 1, Some(30)),
+            (7 * DAY_SECS, Some(7)),
+            (DAY_SECS, Some(1)),
+            (1, Some(1)),
+            (0, Some(0)),
+            (-1, Some(0)),
+        ] {
+            assert_eq!(year.near(365 * DAY_SECS - left_secs), expected, "{left_secs}");
+        }
+        // One for six days is at its end when one is left.
+        let short = Expiry(Some((0, 6 * DAY_SECS)));
+        assert_eq!((short.near(0), short.near(5 * DAY_SECS)), (None, Some(1)));
+        assert_eq!(Expiry(None).near(0), None);
+    }
+}
