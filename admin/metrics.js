@@ -1,4 +1,4 @@
-// Reads Prometheus' text format, and makes rates of what its counters say over time. Touches no page.
+// Reads Prometheus' text format, and makes rates of what counters say over time. Touches no page.
 
 const NAME = /^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t]*$/;
 const LABEL = /[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(?:,[ \t]*|$)/y;
@@ -104,4 +104,25 @@ function rates(before, after, elapsedMs) {
     }
   }
   return groups;
+}
+
+/** The rate at which each of many counters grows, which come and go. */
+export class Rates {
+  #last = new Map();
+
+  /** Takes `[key, count]` pairs as of now. Those that are not named any more are forgotten. */
+  push(atMs, counts) {
+    const now = new Map();
+    for (const [key, count] of counts) {
+      const last = this.#last.get(key);
+      const grows = last !== undefined && atMs > last.atMs && count >= last.count;
+      now.set(key, { atMs, count, rate: grows ? ((count - last.count) * 1000) / (atMs - last.atMs) : null });
+    }
+    this.#last = now;
+  }
+
+  /** Per second; null before there are two readings. */
+  of(key) {
+    return this.#last.get(key)?.rate ?? null;
+  }
 }

@@ -1,8 +1,9 @@
 // Asks the relay how it is, once a second while someone looks, and shows the answer.
 
+import { at, fill, list, write } from "./dom.js";
 import { History, byLabel, parse, total, value } from "./metrics.js";
 import { Plot } from "./plot.js";
-import { bytes, count, duration, short } from "./units.js";
+import { bytes, count, duration, short, words } from "./units.js";
 
 const PERIOD_MS = 1000;
 /** An answer that takes longer is none. */
@@ -29,7 +30,6 @@ const TOTALS = [
   { label: "Packet panics", name: "zrc_relay_socket_panics_total", bug: true },
 ];
 
-const at = (id) => document.getElementById(id);
 const perSecond = (number) => `${bytes(number)}/s`;
 
 const history = new History(WINDOW_MS, MAX_GAP_MS);
@@ -177,50 +177,11 @@ function showState(ready, failures) {
   at("main").classList.toggle("stale", failures.some(({ what }) => what === "/metrics"));
 }
 
-const words = (name) => name.replaceAll("_", " ");
 const sum = (numbers) => numbers.reduce((all, number) => all + (number ?? 0), 0);
 const written = (number, writer) => (number === null ? "–" : writer(number));
 
 function writeNumber(id, number, writer) {
   write(at(id), written(number, writer));
-}
-
-/** Touches the page only where it changes: selections survive, and screen readers are left in peace. */
-function write(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-/** Makes a table's body hold these rows; the first cell of each is its heading. */
-function fill(body, rows) {
-  const none = rows.length === 0;
-  if (none) rows = [["None so far"]];
-  while (body.rows.length > rows.length) body.deleteRow(-1);
-  rows.forEach((cells, index) => {
-    const row = body.rows[index] ?? body.insertRow();
-    while (row.cells.length > cells.length) row.deleteCell(-1);
-    cells.forEach((text, column) => {
-      const cell = row.cells[column] ?? row.appendChild(document.createElement(column === 0 ? "th" : "td"));
-      if (column === 0) cell.scope = "row";
-      write(cell, text);
-    });
-    row.className = none ? "none" : "";
-    row.cells[0].colSpan = none ? body.parentElement.rows[0].cells.length : 1;
-  });
-}
-
-/** Makes a description list hold these entries, whose number does not change. */
-function list(element, entries) {
-  while (element.children.length < entries.length) {
-    const entry = document.createElement("div");
-    entry.append(document.createElement("dt"), document.createElement("dd"));
-    element.append(entry);
-  }
-  entries.forEach(({ label, text, alarm = false }, index) => {
-    const [term, description] = element.children[index].children;
-    write(term, label);
-    write(description, text);
-    element.children[index].classList.toggle("alarm", alarm);
-  });
 }
 
 let watching = false;

@@ -1,17 +1,24 @@
-// A line plot of the last minutes in SVG, with a cursor for pointer and keyboard and the values in its legend.
+// A line plot of the last minutes, drawn by uPlot, with a cursor for pointer and keyboard and the values in its legend.
 
+import uPlot from "./uPlot.esm.js";
+
+import { make, mark, write } from "./dom.js";
 import { ticks, trimmed } from "./units.js";
 
-const LEFT = 54;
-const RIGHT = 10;
+const LEFT = 58;
+const RIGHT = 12;
 const TOP = 8;
-const BOTTOM = 22;
+const BOTTOM = 26;
 const MINUTE_MS = 60_000;
-/** Series have colour and dash from a class of page.css: `series-0` and so on. */
-const STYLES = 12;
+/** Narrower than this, every second minute has a mark. */
+const NARROW = 380;
+const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
+/** Series have a colour of page.css, `--hue-0` and so on; from the seventh on they are dashed. */
+const HUES = 6;
+const STYLES = 2 * HUES;
 
 export class Plot {
-  #svg;
+  #chart;
   #legend;
   #when;
   #empty;
@@ -19,34 +26,38 @@ export class Plot {
   #windowMs;
   #points = [];
   #series = [];
-  #legendKeys = null;
+  #keys = null;
   #values = new Map();
+  #marks = ticks(0);
+  #uplot = null;
   /** How long before the newest point the cursor stands; null without a cursor. */
   #agoMs = null;
 
   /** `write` makes a text of a value. */
   constructor(section, windowMs, write) {
-    this.#svg = section.querySelector("svg");
+    this.#chart = section.querySelector(".chart");
     this.#legend = section.querySelector(".legend");
     this.#when = section.querySelector("[data-when]");
     this.#empty = section.querySelector(".empty");
     this.#write = write;
     this.#windowMs = windowMs;
-    const title = section.querySelector("h2").textContent;
+    const title = section.querySelector("h2, h3, h4").textContent;
     for (const [name, text] of [
       ["role", "slider"],
       ["aria-label", `${title}: time`],
-      ["aria-valuemin", -windowMs / 1000],
-      ["aria-valuemax", 0],
+      ["aria-valuemin", String(-windowMs / 1000)],
+      ["aria-valuemax", "0"],
     ]) {
-      this.#svg.setAttribute(name, text);
+      this.#chart.setAttribute(name, text);
     }
-    this.#svg.addEventListener("pointermove", (event) => this.#point(event));
-    this.#svg.addEventListener("pointerdown", (event) => this.#point(event));
-    this.#svg.addEventListener("pointerleave", () => this.#moveCursor(null));
-    this.#svg.addEventListener("blur", () => this.#moveCursor(null));
-    this.#svg.addEventListener("keydown", (event) => this.#key(event));
-    new ResizeObserver(() => this.#draw()).observe(section);
+    this.#chart.addEventListener("pointermove", (event) => this.#point(event));
+    this.#chart.addEventListener("pointerdown", (event) => this.#point(event));
+    this.#chart.addEventListener("pointerleave", () => this.#moveCursor(null));
+    this.#chart.addEventListener("blur", () => this.#moveCursor(null));
+    this.#chart.addEventListener("keydown", (event) => this.#key(event));
+    new ResizeObserver(() => this.#resize()).observe(this.#chart);
+    // Colours are read when the plot is made.
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#remake());
   }
 
   /**
@@ -56,85 +67,99 @@ export class Plot {
   show(points, series) {
     this.#points = points;
     this.#series = series;
+    const keys = JSON.stringify(series.map(({ key }) => key));
+    if (keys !== this.#keys) {
+      this.#keys = keys;
+      this.#values.clear();
+      this.#legend.replaceChildren(...series.map((it) => this.#legendEntry(it)));
+      this.#remake();
+    }
     this.#draw();
   }
 
   #draw() {
     const any = this.#series.length > 0 && this.#points.length > 0;
-    this.#svg.toggleAttribute("hidden", !any);
+    this.#chart.hidden = !any;
     this.#empty.hidden = any;
     this.#drawLegend();
-    const { width, height } = this.#area();
-    if (!any || width <= 0) return;
-    let highest = 0;
-    for (const { values } of this.#points) {
-      for (const { key } of this.#series) highest = Math.max(highest, values?.get(key) ?? 0);
-    }
-    const marks = ticks(highest);
-    const y = (value) => TOP + height - (value / marks.at(-1)) * height;
-    const parts = [...this.#grid(marks, y, width, height)];
-    for (const { key, style } of this.#series) {
-      const [line, area] = this.#paths(key, y, width, height);
-      parts.push(this.#make("path", { class: `area series-${style % STYLES}`, d: area }));
-      parts.push(this.#make("path", { class: `line series-${style % STYLES}`, d: line }));
-    }
-    parts.push(...this.#cursor(y, width, height));
-    this.#svg.replaceChildren(...parts);
-  }
-
-  #area() {
-    const { width, height } = this.#svg.getBoundingClientRect();
-    return { width: width - LEFT - RIGHT, height: height - TOP - BOTTOM };
-  }
-
-  #x(atMs, width) {
-    return LEFT + width - ((this.#points.at(-1).atMs - atMs) / this.#windowMs) * width;
-  }
-
-  *#grid(marks, y, width, height) {
-    for (const mark of marks) {
-      yield this.#make("line", { class: "mark", x1: LEFT, x2: LEFT + width, y1: y(mark), y2: y(mark) });
-      yield this.#make("text", { x: LEFT - 6, y: y(mark) + 4, "text-anchor": "end" }, trimmed(this.#write(mark)));
-    }
-    const every = width < 380 ? 2 * MINUTE_MS : MINUTE_MS;
+    if (!any) return;
+    if (!this.#uplot) this.#make();
+    if (!this.#uplot) return;
     const newest = this.#points.at(-1).atMs;
-    for (let agoMs = 0; agoMs <= this.#windowMs; agoMs += every) {
-      const x = this.#x(newest - agoMs, width);
-      yield this.#make("line", { class: "mark", x1: x, x2: x, y1: TOP, y2: TOP + height });
-      const anchor = agoMs === 0 ? "end" : agoMs === this.#windowMs ? "start" : "middle";
-      const label = agoMs === 0 ? "now" : `−${agoMs / MINUTE_MS} min`;
-      yield this.#make("text", { x, y: TOP + height + 16, "text-anchor": anchor }, label);
-    }
+    const columns = this.#series.map(({ key }) => this.#points.map(({ values }) => values?.get(key) ?? null));
+    let highest = 0;
+    for (const column of columns) highest = column.reduce((most, value) => Math.max(most, value ?? 0), highest);
+    this.#marks = ticks(highest);
+    this.#uplot.setData([this.#points.map(({ atMs }) => (atMs - newest) / 1000), ...columns]);
+    this.#drawCursor();
   }
 
-  /** A series as a line and as the area below it, broken where nothing is known. */
-  #paths(key, y, width, height) {
-    const runs = [[]];
-    for (const { atMs, values } of this.#points) {
-      const value = values?.get(key);
-      if (value === undefined) runs.push([]);
-      else runs.at(-1).push(`${this.#x(atMs, width).toFixed(1)} ${y(value).toFixed(1)}`);
-    }
-    const drawn = runs.filter((run) => run.length > 0);
-    const bottom = TOP + height;
-    return [
-      // A round cap makes a dot of a line without length: a point between two holes is seen.
-      drawn.map((run) => `M${run.join("L")}${run.length === 1 ? "h0" : ""}`).join(""),
-      drawn.map((run) => `M${run[0].split(" ")[0]} ${bottom}L${run.join("L")}V${bottom}Z`).join(""),
-    ];
+  #remake() {
+    this.#uplot?.destroy();
+    this.#uplot = null;
+    this.#draw();
   }
 
-  *#cursor(y, width, height) {
-    if (this.#agoMs === null) return;
-    const point = this.#chosen();
-    const x = this.#x(point.atMs, width);
-    yield this.#make("line", { class: "cursor", x1: x, x2: x, y1: TOP, y2: TOP + height });
-    for (const { key, style } of this.#series) {
-      const value = point.values?.get(key);
-      if (value !== undefined) {
-        yield this.#make("circle", { class: `series-${style % STYLES}`, cx: x, cy: y(value), r: 3.5 });
-      }
+  #resize() {
+    const { clientWidth: width, clientHeight: height } = this.#chart;
+    if (width <= 0 || height <= 0) return;
+    if (this.#uplot) this.#uplot.setSize({ width, height });
+    else this.#draw();
+    if (this.#uplot) this.#drawCursor();
+  }
+
+  /** Nothing as long as the plot is not to be seen. */
+  #make() {
+    const { clientWidth: width, clientHeight: height } = this.#chart;
+    if (width <= 0 || height <= 0) return;
+    const style = getComputedStyle(this.#chart);
+    const colour = (name) => style.getPropertyValue(name).trim();
+    const grid = { stroke: colour("--rule"), width: 1 };
+    const axis = { stroke: colour("--quiet"), font: FONT, grid, ticks: { show: false }, gap: 6 };
+    const windowSecs = this.#windowMs / 1000;
+    const lines = this.#series.map(({ label, style: number }) => {
+      const hue = colour(`--hue-${number % HUES}`);
+      return {
+        label,
+        stroke: hue,
+        fill: `${hue}18`,
+        width: 1.75,
+        dash: number % STYLES < HUES ? undefined : [5, 4],
+        // A point between two holes would not be seen otherwise.
+        points: { show: false, size: 4, filter: (plot, line) => alone(plot.data[line]) },
+      };
+    });
+    const options = {
+      width,
+      height,
+      padding: [TOP, RIGHT, 0, 0],
+      legend: { show: false },
+      select: { show: false },
+      // The pointer is followed here, as the keyboard is.
+      cursor: { y: false, drag: { x: false, y: false }, bind: UNBOUND, points: { size: 7, width: 0 } },
+      scales: { x: { time: false, range: () => [-windowSecs, 0] }, y: { range: () => [0, this.#marks.at(-1)] } },
+      axes: [
+        { ...axis, size: BOTTOM, splits: (plot) => minutes(windowSecs, plot.width), values: (_, at) => at.map(ago) },
+        {
+          ...axis,
+          size: LEFT,
+          splits: () => this.#marks,
+          values: (_, marks) => marks.map((value) => trimmed(this.#write(value))),
+        },
+      ],
+      series: [{}, ...lines],
+    };
+    this.#uplot = new uPlot(options, [[], ...lines.map(() => [])], this.#chart);
+  }
+
+  #drawCursor() {
+    const away = { left: -10, top: -10 };
+    if (this.#agoMs === null) {
+      this.#uplot.setCursor(away, false);
+      return;
     }
+    const left = this.#uplot.valToPos((this.#chosen().atMs - this.#points.at(-1).atMs) / 1000, "x");
+    this.#uplot.setCursor({ left, top: 0 }, false);
   }
 
   /** The point that the cursor is nearest to; without a cursor the newest. */
@@ -147,46 +172,34 @@ export class Plot {
   }
 
   #drawLegend() {
-    const keys = this.#series.map(({ key }) => key).join("\n");
-    if (keys !== this.#legendKeys) {
-      this.#legendKeys = keys;
-      this.#values.clear();
-      this.#legend.replaceChildren(...this.#series.map((series) => this.#legendEntry(series)));
-    }
     const point = this.#chosen();
     const texts = [];
     for (const { key, label } of this.#series) {
       const value = point?.values?.get(key);
       const text = value === undefined ? "–" : this.#write(value);
-      this.#values.get(key).textContent = text;
+      write(this.#values.get(key), text);
       texts.push(`${label} ${text}`);
     }
     const newest = this.#points.at(-1);
     const agoSecs = point ? Math.round((newest.atMs - point.atMs) / 1000) : 0;
-    this.#when.textContent = agoSecs === 0 ? "now" : `${agoSecs} s ago`;
-    this.#svg.setAttribute("aria-valuenow", -agoSecs);
+    write(this.#when, agoSecs === 0 ? "now" : `${agoSecs} s ago`);
+    mark(this.#chart, "aria-valuenow", String(-agoSecs));
     // A screen reader reads this out when it changes: only while someone moves the cursor, not every second.
-    const said = `${this.#when.textContent}: ${texts.join(", ")}`;
-    if (this.#agoMs !== null || !this.#svg.hasAttribute("aria-valuetext")) {
-      this.#svg.setAttribute("aria-valuetext", said);
+    if (this.#agoMs !== null || !this.#chart.hasAttribute("aria-valuetext")) {
+      mark(this.#chart, "aria-valuetext", `${this.#when.textContent}: ${texts.join(", ")}`);
     }
   }
 
   #legendEntry({ key, label, style }) {
-    const entry = document.createElement("li");
-    const swatch = document.createElement("span");
-    swatch.className = `swatch series-${style % STYLES}`;
-    const value = document.createElement("b");
-    entry.append(swatch, ` ${label} `, value);
+    const value = make("b");
     this.#values.set(key, value);
-    return entry;
+    return make("li", {}, make("span", { class: `swatch series-${style % STYLES}` }), ` ${label} `, value);
   }
 
   #point(event) {
-    const { width } = this.#area();
-    if (width <= 0) return;
-    const x = event.clientX - this.#svg.getBoundingClientRect().left - LEFT;
-    this.#moveCursor((1 - x / width) * this.#windowMs);
+    if (!this.#uplot) return;
+    const { left, width } = this.#uplot.over.getBoundingClientRect();
+    if (width > 0) this.#moveCursor((1 - (event.clientX - left) / width) * this.#windowMs);
   }
 
   #key(event) {
@@ -210,13 +223,29 @@ export class Plot {
   #moveCursor(agoMs) {
     const oldestMs = this.#points.length > 0 ? this.#points.at(-1).atMs - this.#points[0].atMs : 0;
     this.#agoMs = agoMs === null ? null : Math.min(Math.max(agoMs, 0), oldestMs);
-    this.#draw();
+    this.#drawLegend();
+    if (this.#uplot && this.#points.length > 0) this.#drawCursor();
   }
+}
 
-  #make(name, attributes, text) {
-    const element = document.createElementNS(this.#svg.namespaceURI, name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    if (text !== undefined) element.textContent = text;
-    return element;
-  }
+/** uPlot listens to nothing. */
+const UNBOUND = Object.fromEntries(
+  ["mousedown", "mouseup", "click", "dblclick", "mousemove", "mouseleave", "mouseenter"].map((name) => [name, () => null]),
+);
+
+/** Where the marks of an axis of time stand, in seconds before now. */
+function minutes(windowSecs, width) {
+  const every = ((width < NARROW ? 2 : 1) * MINUTE_MS) / 1000;
+  const marks = [];
+  for (let at = 0; at >= -windowSecs; at -= every) marks.unshift(at);
+  return marks;
+}
+
+const ago = (secs) => (secs === 0 ? "now" : `−${-secs / 60} min`);
+
+/** Which values have nothing on either side. */
+function alone(values) {
+  return values.flatMap((value, index) =>
+    value !== null && (values[index - 1] ?? null) === null && (values[index + 1] ?? null) === null ? [index] : [],
+  );
 }

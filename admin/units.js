@@ -39,6 +39,23 @@ export function duration(secs) {
   return parts.join(" ");
 }
 
+/** A name of the relay's, for people: over_rate, OVER_RATE -> over rate, OVER RATE. */
+export function words(name) {
+  return name.replaceAll("_", " ");
+}
+
+/** A moment of today, in local time: 14:03:10. */
+export function clock(unixMs) {
+  const at = new Date(unixMs);
+  return [at.getHours(), at.getMinutes(), at.getSeconds()].map(twoDigits).join(":");
+}
+
+/** Any moment, in local time: 2026-11-20 14:03:10. */
+export function moment(unixMs) {
+  const at = new Date(unixMs);
+  return `${at.getFullYear()}-${twoDigits(at.getMonth() + 1)}-${twoDigits(at.getDate())} ${clock(unixMs)}`;
+}
+
 /** Round numbers from 0 to at least `highest`, at most five; without a higher one to 4. */
 export function ticks(highest) {
   const top = Math.max(highest, 4);
@@ -48,6 +65,10 @@ export function ticks(highest) {
   const marks = [0];
   while (marks.at(-1) < top) marks.push(marks.length * step);
   return marks;
+}
+
+function twoDigits(number) {
+  return String(number).padStart(2, "0");
 }
 
 function scale(number) {

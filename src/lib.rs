@@ -18,7 +18,7 @@
 //! | `relay` | sockets and tasks around the table: shard, socket, session, leg, forward, channel, splice | UDP |
 //! | `quic` | what relay and client both set up in quinn | none |
 //! | [`client`] | sessions that keep themselves connected | UDP |
-//! | `ops` | health, readiness, metrics, the status page; the admin API, its tokens and its audit log | HTTP, files |
+//! | `ops` | health, readiness, metrics, the status page; the admin API, dashboard, tokens, audit log | HTTP, files |
 //! | `config` | TOML to checked types, all faults at once | files |
 //! | `telemetry` | the log: lines from events, and its level while it runs | none |
 //! | `metrics` | every metric, declared once, handles cached | none |

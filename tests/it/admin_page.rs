@@ -1,4 +1,5 @@
-//! The status page: what is served, under which policy, and that its script knows the relay's metrics by name.
+//! The status page and the dashboard: what is served, under which policy, and that their scripts know the relay's
+//! metrics and their own elements by name. What they do in a browser: tests/browser.
 
 use std::{
     fs,
@@ -8,19 +9,52 @@ use std::{
     time::Duration,
 };
 
+use sha2::{Digest as _, Sha256};
+
 use crate::cli_serve::Relay;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where each file of `admin/` is served, and as what.
-const PAGE: &[(&str, &str, &str)] = &[
+const FILES: &[(&str, &str, &str)] = &[
     ("index.html", "/", "text/html; charset=utf-8"),
-    ("page.css", "/assets/page.css", "text/css; charset=utf-8"),
+    ("dashboard.html", "/dashboard", "text/html; charset=utf-8"),
+    ("activity.js", "/assets/activity.js", JAVASCRIPT),
+    ("allocations.js", "/assets/allocations.js", JAVASCRIPT),
+    ("api.js", "/assets/api.js", JAVASCRIPT),
+    ("dashboard.css", "/assets/dashboard.css", "text/css; charset=utf-8"),
+    ("dashboard.js", "/assets/dashboard.js", JAVASCRIPT),
+    ("dialog.js", "/assets/dialog.js", JAVASCRIPT),
+    ("dom.js", "/assets/dom.js", JAVASCRIPT),
+    ("guard.js", "/assets/guard.js", JAVASCRIPT),
     ("icon.svg", "/assets/icon.svg", "image/svg+xml"),
-    ("page.js", "/assets/page.js", "text/javascript; charset=utf-8"),
-    ("plot.js", "/assets/plot.js", "text/javascript; charset=utf-8"),
-    ("metrics.js", "/assets/metrics.js", "text/javascript; charset=utf-8"),
-    ("units.js", "/assets/units.js", "text/javascript; charset=utf-8"),
+    ("metrics.js", "/assets/metrics.js", JAVASCRIPT),
+    ("overview.js", "/assets/overview.js", JAVASCRIPT),
+    ("page.css", "/assets/page.css", "text/css; charset=utf-8"),
+    ("page.js", "/assets/page.js", JAVASCRIPT),
+    ("plot.js", "/assets/plot.js", JAVASCRIPT),
+    ("stream.js", "/assets/stream.js", JAVASCRIPT),
+    ("uPlot.LICENSE", "/assets/uPlot.LICENSE", "text/plain; charset=utf-8"),
+    ("uPlot.esm.js", "/assets/uPlot.esm.js", JAVASCRIPT),
+    ("uPlot.min.css", "/assets/uPlot.min.css", "text/css; charset=utf-8"),
+    ("units.js", "/assets/units.js", JAVASCRIPT),
+];
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+
+/// What is vendored, byte for byte as uplot 1.6.32 on npm has it.
+const VENDORED: &[(&str, &str)] = &[
+    ("uPlot.LICENSE", "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd"),
+    ("uPlot.esm.js", "5dd9b3281aa64b461b42d9945f6adb2649d346502b12281a9ae0d46599a80eba"),
+    ("uPlot.min.css", "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04"),
+];
+
+/// Each page, its own script, and the scripts that use its elements.
+const PAGES: &[(&str, &[&str])] = &[
+    ("index.html", &["page.js"]),
+    (
+        "dashboard.html",
+        &["dashboard.js", "activity.js", "allocations.js", "dialog.js", "guard.js", "overview.js"],
+    ),
 ];
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -65,10 +99,10 @@ fn admin_files() -> Vec<(String, String)> {
 #[test]
 fn the_page_is_served_under_a_strict_policy() {
     let relay = Relay::dev();
-    let mut served: Vec<_> = PAGE.iter().map(|(name, ..)| (*name).to_owned()).collect();
+    let mut served: Vec<_> = FILES.iter().map(|(name, ..)| (*name).to_owned()).collect();
     served.sort();
     assert_eq!(served, admin_files().into_iter().map(|(name, _)| name).collect::<Vec<_>>());
-    for (name, path, content_type) in PAGE {
+    for (name, path, content_type) in FILES {
         let answer = get(&relay, path, "");
         assert_eq!((answer.status, answer.body.as_str()), (200, admin_file(name).as_str()), "{path}");
         for (header, expected) in [
@@ -99,6 +133,10 @@ fn the_page_is_served_under_a_strict_policy() {
     }
 }
 
+fn script_of(page: &str) -> &'static str {
+    PAGES.iter().find(|(name, _)| *name == page).unwrap().1[0]
+}
+
 /// What would load from, lead to, or tell another server; what the policy would block; and paths from the root,
 /// so that the page works below a proxy's prefix.
 fn faults(name: &str, text: &str) -> Vec<&'static str> {
@@ -113,9 +151,16 @@ fn faults(name: &str, text: &str) -> Vec<&'static str> {
         "javascript:",
         "data:",
         "eval(",
+        "new Function",
         "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "localStorage",
+        "document.cookie",
     ];
-    const NEVER_IN_HTML: &[&str] = &["style=", "<style", "<iframe", "<base", "<form", "=\"/"];
+    const NEVER_IN_HTML: &[&str] =
+        &["style=", "<style", "<iframe", "<base", "action=", " name=\"t", "href=\"/", "src=\"/"];
     // The name of a namespace; nobody asks for it.
     let text = match name {
         "icon.svg" => text.replace("xmlns=\"http://www.w3.org/2000/svg\"", ""),
@@ -130,11 +175,9 @@ fn faults(name: &str, text: &str) -> Vec<&'static str> {
         if text.split(" on").skip(1).any(is_handler) {
             found.push("on…=");
         }
-        // Every script is a file.
-        let scripts = text.matches("<script").count();
-        if scripts != text.matches("\"></script>").count()
-            || scripts != text.matches(" src=\"assets/page.js\"").count()
-        {
+        // The one script is a file.
+        let script = format!(" src=\"assets/{}\"></script>", script_of(name));
+        if text.matches("<script").count() != 1 || text.matches(&script).count() != 1 {
             found.push("<script");
         }
     }
@@ -144,6 +187,14 @@ fn faults(name: &str, text: &str) -> Vec<&'static str> {
 #[test]
 fn the_page_needs_nothing_from_elsewhere_and_nothing_inline() {
     for (name, text) in admin_files() {
+        if let Some((_, hash)) = VENDORED.iter().find(|(vendored, _)| *vendored == name) {
+            assert_eq!(
+                hex::encode(Sha256::digest(&text)),
+                *hash,
+                "admin/{name} is not as its authors made it"
+            );
+            continue;
+        }
         assert_eq!(faults(&name, &text), Vec::<&str>::new(), "admin/{name}");
     }
     // The search itself works.
@@ -156,6 +207,8 @@ fn the_page_needs_nothing_from_elsewhere_and_nothing_inline() {
         ("index.html", html.replace("<body>", "<body onload=\"x()\">")),
         ("index.html", html.replace("<body>", "<body style=\"color: red\">")),
         ("index.html", html.replace("assets/page.css", "//cdn.example/page.css")),
+        ("dashboard.html", html.clone()),
+        ("dashboard.js", "localStorage.token = token;".to_owned()),
     ] {
         assert_ne!(faults(name, &text), Vec::<&str>::new(), "{text}");
     }
@@ -224,17 +277,20 @@ fn every_metric_that_the_page_reads_is_one_of_the_relays() {
     assert!(!has("zrc_relay_refused", Some("code")) && has("zrc_relay_forwarded_bytes_total", Some("kind")));
 }
 
-/// The page finds its elements by id: each that it asks for is there, once.
+/// The pages find their elements by id: each that they ask for is there, once.
 #[test]
-fn every_element_that_the_page_asks_for_is_there() {
-    let html = admin_file("index.html");
-    let script = admin_file("page.js");
-    let ids = |before: &str| -> Vec<String> {
-        script.split(before).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()).collect()
-    };
-    let asked = [ids("at(\""), ids("writeNumber(\"")].concat();
-    assert!(asked.len() > 15, "{asked:?}");
-    for id in asked {
-        assert_eq!(html.matches(&format!(" id=\"{id}\"")).count(), 1, "{id}");
+fn every_element_that_a_page_asks_for_is_there() {
+    for (page, scripts) in PAGES {
+        let html = admin_file(page);
+        let texts: Vec<_> = scripts.iter().map(|name| admin_file(name)).collect();
+        let ids = |before: &str| -> Vec<String> {
+            let rests = texts.iter().flat_map(|text| text.split(before).skip(1));
+            rests.map(|rest| rest.split('"').next().unwrap().to_owned()).collect()
+        };
+        let asked = [ids("at(\""), ids("writeNumber(\""), ids("tile(\"")].concat();
+        assert!(asked.len() > 15, "{asked:?}");
+        for id in asked {
+            assert_eq!(html.matches(&format!(" id=\"{id}\"")).count(), 1, "{page}: {id}");
+        }
     }
 }

@@ -277,7 +277,7 @@ fn router(app: App, hosts: Option<Hosts>) -> Router {
         .fallback(no_such_path)
         .layer(middleware::from_fn_with_state(app.clone(), auth::check));
     // The page for browsers holds no secrets: it asks for the token and sends it with what it asks.
-    let routes = Router::new().merge(api).merge(page::routes()).with_state(app);
+    let routes = Router::new().merge(api).merge(page::dashboard()).with_state(app);
     super::dressed(routes, hosts)
 }
 

@@ -22,7 +22,7 @@ use crate::{
 const MAX_DIRECTIVES: usize = 16;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-pub(super) async fn stats(State(app): State<App>) -> Json<Value> {
+pub(super) async fn stats(State(app): State<App>, Extension(caller): By) -> Json<Value> {
     let handles = &app.handles;
     let now = handles.clock.now();
     let live = handles.control.allocations();
@@ -34,6 +34,7 @@ pub(super) async fn stats(State(app): State<App>) -> Json<Value> {
         "version": handles.version,
         "at_unix_ms": u64::try_from(now.unix.as_millis()).unwrap_or(u64::MAX),
         "uptime_secs": now.mono.as_secs(),
+        "caller": { "name": caller.actor.name, "role": caller.actor.role },
         "relay": {
             "relay_id": descriptor.relay_id.to_string(),
             "addr": descriptor.addr,

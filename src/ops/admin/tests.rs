@@ -290,6 +290,22 @@ async fn r10_wrong_tokens_are_throttled_and_right_ones_are_not() {
 }
 
 #[tokio::test]
+async fn r10_the_dashboard_needs_no_token_and_learns_what_a_token_is_good_for() {
+    let api = Api::start().await;
+    for path in ["/", "/dashboard", "/assets/dashboard.js"] {
+        let answer = api.with_headers("GET", path, "").await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert!(answer.head.contains("content-security-policy: default-src 'none'; script-src 'self'"));
+    }
+    assert!(api.with_headers("GET", "/", "").await.body.contains("assets/dashboard.js"));
+    for (token, role) in [(&api.full, "full"), (&api.read, "read")] {
+        let answer =
+            api.with_headers("GET", "/admin/stats", &format!("authorization: Bearer {token}\r\n")).await;
+        assert_eq!(answer.json()["caller"], json!({ "name": "ann", "role": role }));
+    }
+}
+
+#[tokio::test]
 async fn r10_the_list_is_filtered_sorted_and_comes_in_pages() {
     let api = Api::start().await;
     let all = api.ask("GET", "/admin/allocations").await.json();

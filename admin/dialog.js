@@ -1,0 +1,53 @@
+// Asks before something is done that cannot be undone, and says at the end of the page what was done.
+
+import { at, write } from "./dom.js";
+
+/** How long a message stays. */
+const TOLD_MS = 6000;
+
+/**
+ * Shows a dialog until it is cancelled, or until `act` has done what it asks about. While `act` is at it the dialog
+ * says so; when it throws, the dialog says why and stays.
+ */
+export function ask(dialog, act) {
+  const form = dialog.querySelector("form");
+  const said = dialog.querySelector(".said");
+  const button = dialog.querySelector("[type=submit]");
+  const label = button.textContent;
+  said.hidden = true;
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    button.disabled = true;
+    write(button, "One moment …");
+    said.hidden = true;
+    try {
+      await act();
+      dialog.close();
+    } catch (error) {
+      said.hidden = false;
+      write(said, error.message);
+    } finally {
+      button.disabled = false;
+      write(button, label);
+    }
+  };
+  dialog.querySelector(".cancel").onclick = () => dialog.close();
+  dialog.showModal();
+  dialog.querySelector(".first").focus();
+}
+
+/** Closes whatever is asked at the moment. */
+export function closeAll() {
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
+}
+
+let timer = null;
+
+/** Says for a few seconds what has been done. */
+export function tell(text) {
+  const told = at("told");
+  clearTimeout(timer);
+  told.hidden = false;
+  write(told, text);
+  timer = setTimeout(() => (told.hidden = true), TOLD_MS);
+}

@@ -1,0 +1,117 @@
+// The view of who is kept out: the guard's level, security events by kind, and blocked networks.
+
+import { at, fill, keep, make, write } from "./dom.js";
+import { ask, tell } from "./dialog.js";
+import { count, moment, words } from "./units.js";
+
+const PAGE = 100;
+const LEVELS = {
+  normal: { look: "good", says: "Nobody floods the relay with handshakes." },
+  retry: { look: "warn", says: "A flood of handshakes: whoever comes has to show first that the address is theirs." },
+  silence: { look: "bad", says: "A heavy flood of handshakes: addresses without a proof are not answered at all." },
+};
+
+let session = null;
+/** How many blocks are to be shown. */
+let most = PAGE;
+
+/** Listens to what people do; `it` has the `api`; `refresh()` asks anew. */
+export function begin(it) {
+  session = it;
+  at("block").addEventListener("submit", add);
+  at("blocks-more").addEventListener("click", () => {
+    most += PAGE;
+    session.refresh();
+  });
+}
+
+/** Shows what `admin/stats` says of the guard. */
+export function showStats({ guard, security_events }) {
+  const { look, says } = LEVELS[guard.level] ?? { look: "", says: "" };
+  at("level").className = `badge ${look}`;
+  write(at("level"), words(guard.level));
+  write(at("level-says"), says);
+  const kinds = Object.entries(security_events).sort(([, a], [, b]) => b - a);
+  fill(at("security"), kinds.map(([kind, number]) => [kind, count(number)]));
+}
+
+/** Asks for the blocks, page by page, and shows them. */
+export async function update() {
+  const blocks = [];
+  let total = 0;
+  let cursor = null;
+  do {
+    const page = await session.api.get("admin/blocks", { limit: String(PAGE), cursor });
+    blocks.push(...page.blocks);
+    total = page.total;
+    cursor = page.next;
+  } while (cursor !== null && blocks.length < most);
+  keep(at("blocks"), blocks, ({ network, configured }) => `${network} ${configured}`, createRow, updateRow);
+  at("blocks-empty").hidden = blocks.length > 0;
+  write(at("blocks-empty"), "Nobody is kept out.");
+  write(at("blocks-shown"), blocks.length < total ? `${count(blocks.length)} of ${count(total)}` : count(total));
+  at("blocks-more").hidden = cursor === null;
+}
+
+/** Nothing is known any more. */
+export function forget() {
+  most = PAGE;
+  at("blocks").replaceChildren();
+  write(at("blocks-empty"), "Asking …");
+  at("blocks-empty").hidden = false;
+}
+
+function createRow({ network, configured }) {
+  const cell = make("td");
+  if (!configured) {
+    const button = make("button", { type: "button", class: "small danger act", "aria-label": `Unblock … ${network}` });
+    button.append("Unblock …");
+    button.disabled = session.readOnly();
+    button.addEventListener("click", () => askUnblock(network));
+    cell.append(button);
+  }
+  return make("tr", {}, make("th", { scope: "row" }), make("td", { class: "wrap" }), make("td"), cell);
+}
+
+function updateRow(row, { network, reason, expires_at_unix, configured }) {
+  write(row.cells[0], network);
+  write(row.cells[1], reason || "–");
+  const end = expires_at_unix === null ? "it is removed" : moment(expires_at_unix * 1000);
+  write(row.cells[2], configured ? "the configuration changes" : end);
+}
+
+async function add(event) {
+  event.preventDefault();
+  const [button, said, network] = [at("block-add"), at("block-said"), at("block-network")];
+  button.disabled = true;
+  said.hidden = true;
+  try {
+    const secs = at("block-for").value;
+    const block = { network: network.value.trim(), reason: at("block-reason").value.trim() };
+    if (secs !== "") block.expires_in_secs = Number(secs);
+    const added = await session.api.post("admin/blocks", block);
+    tell(`${added.network} is kept out.`);
+    network.value = "";
+    at("block-reason").value = "";
+    session.refresh();
+  } catch (error) {
+    said.hidden = false;
+    write(said, error.message);
+  } finally {
+    button.disabled = session.readOnly();
+  }
+}
+
+function askUnblock(network) {
+  write(at("unblock-network"), network);
+  ask(at("ask-unblock"), async () => {
+    try {
+      await session.api.delete("admin/blocks", { network });
+      tell(`${network} may come again.`);
+    } catch (error) {
+      if (error.kind !== "missing") throw error;
+      tell(`${network} was not kept out any more.`);
+    }
+    session.refresh();
+  });
+}
