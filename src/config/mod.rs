@@ -585,7 +585,7 @@ mod tests {
             .lines()
             // These name files.
             .filter(|line| {
-                !["quic_", "webhook_", "device_file", "key_path", "cert_path"]
+                !["quic_", "webhook_", "device_file", "key_path", "cert_path", "otlp_url"]
                     .iter()
                     .any(|key| line.contains(key))
             })

@@ -172,7 +172,7 @@ impl<'a> Section<'a> {
 }
 
 /// The keys whose values are shown nowhere. In the environment, each can also be given as a file, with `_FILE`.
-pub(super) const SECRETS: [&str; 2] = ["security.webhook_secret", "security.webhook_url"];
+pub(super) const SECRETS: [&str; 3] = ["security.webhook_secret", "security.webhook_url", "log.otlp_url"];
 
 /// Whether this is one of [`SECRETS`].
 pub(super) fn is_secret(path: &str) -> bool {

@@ -304,7 +304,14 @@ async fn run(
             incoming = endpoint.accept() => match incoming {
                 Some(incoming) => {
                     if let Some(caller) = entry::screen(&hub, &shard, incoming) {
-                        sessions.spawn(session::serve(hub.clone(), shard.clone(), caller));
+                        let session = session::serve(hub.clone(), shard.clone(), caller);
+                        // A collector has what is logged in it, from the handshake to the end.
+                        #[cfg(feature = "otel")]
+                        let session = tracing::Instrument::instrument(
+                            session,
+                            tracing::info_span!("session", shard = shard.number),
+                        );
+                        sessions.spawn(session);
                     }
                 }
                 None => {

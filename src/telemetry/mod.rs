@@ -3,6 +3,8 @@
 
 mod escape;
 mod filter;
+#[cfg(feature = "otel")]
+mod otlp;
 
 use std::{fmt, sync::Arc};
 
@@ -15,7 +17,12 @@ use tracing_subscriber::{
     reload,
 };
 
+#[cfg(feature = "otel")]
+use tracing_subscriber::filter::filter_fn;
+
 pub use filter::{Filter, FilterError};
+#[cfg(feature = "otel")]
+pub use otlp::{OtlpError, Spans};
 
 use escape::{EscapedFields, EscapedJson};
 
@@ -110,6 +117,26 @@ where
 {
     let (filter, handle) = reload::Layer::new(filter.to_env_filter());
     let subscriber = tracing_subscriber::registry().with(filter).with(lines(format, ansi, writer));
+    (subscriber, LevelHandle(Arc::new(handle)))
+}
+
+/// The same, and what `spans` turns into spans for a collector. Those of this program stay out of the lines, which are
+/// what they are without.
+#[cfg(feature = "otel")]
+pub fn subscriber_with_spans<W>(
+    format: LogFormat,
+    filter: &Filter,
+    ansi: bool,
+    writer: W,
+    spans: &Spans,
+) -> (impl Subscriber + Send + Sync + for<'a> LookupSpan<'a>, LevelHandle)
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let (filter, handle) = reload::Layer::new(filter.to_env_filter());
+    let shown = filter_fn(|metadata| !metadata.is_span() || !metadata.target().starts_with("zrc_relay"));
+    let lines = lines(format, ansi, writer).with_filter(shown);
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines).with(spans.layer());
     (subscriber, LevelHandle(Arc::new(handle)))
 }
 

@@ -26,6 +26,8 @@ mod log;
 mod log_hygiene;
 mod memory;
 mod meter;
+#[cfg(feature = "otel")]
+mod otlp;
 mod reload;
 mod restart;
 mod service;
