@@ -66,7 +66,7 @@ async function submitToken(event) {
   try {
     await new Api(token).get("admin/stats");
     sessionStorage.setItem(TOKEN_KEY, token);
-    at("token").value = "";
+    at("sign-in-form").reset();
     signIn(token);
   } catch (error) {
     await explain(error);

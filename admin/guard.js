@@ -91,8 +91,8 @@ async function add(event) {
     if (secs !== "") block.expires_in_secs = Number(secs);
     const added = await session.api.post("admin/blocks", block);
     tell(`${added.network} is kept out.`);
-    network.value = "";
-    at("block-reason").value = "";
+    // An empty field is no fault of whoever has not begun to write.
+    at("block").reset();
     session.refresh();
   } catch (error) {
     said.hidden = false;

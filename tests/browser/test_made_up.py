@@ -234,6 +234,8 @@ def test_what_is_refused_says_why_and_can_be_tried_again(stub, visits):
     page.get_by_role("button", name="Block", exact=True).click()
     expect(page.locator("#blocks tr")).to_have_count(3)
     expect(page.locator("#block-said")).to_be_hidden()
+    expect(page.get_by_label("Address or network")).to_have_value("")
+    expect(page.locator("input:user-invalid")).to_have_count(0)
 
     stub.failing["/admin/drain"] = (500, "this was done, and could not be written to the audit log", [])
     page.get_by_role("button", name="Drain …", exact=True).click()
