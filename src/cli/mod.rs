@@ -44,6 +44,7 @@ mod service;
 mod signals;
 mod state;
 mod token;
+mod top;
 
 use std::{future::Future, num::NonZeroUsize, process::ExitCode};
 
@@ -96,6 +97,7 @@ enum Command {
     Probe(Box<probe::Probe>),
     Bench(Box<bench::Bench>),
     Admin(Box<admin::Admin>),
+    Top(top::Top),
     Healthcheck(healthcheck::Healthcheck),
     Man(manual::Man),
     Completions(manual::Completions),
@@ -134,6 +136,7 @@ fn run(log: &logging::LogArgs, command: Command) -> Result<Exit, Failure> {
         Command::Bench(bench) => block_on(bench_threads(), bench.run()),
         Command::Probe(probe) => block_on(1, probe.run()),
         Command::Admin(admin) => block_on(1, admin.run()),
+        Command::Top(top) => block_on(1, top.run()),
         Command::Healthcheck(healthcheck) => block_on(1, healthcheck.run()),
         Command::Man(man) => man.run(),
         Command::Completions(completions) => completions.run(),

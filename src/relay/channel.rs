@@ -270,6 +270,11 @@ impl Hasher for TagHasher {
 }
 
 impl Channels {
+    /// Of how many shards.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
     /// # Errors
     /// When the system has no randomness to give.
     pub fn new(shards: u8) -> Result<Self, getrandom::Error> {

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, broadcast};
 use super::{
     auth::{Admission, Rejection},
     channel::Channels,
+    latency::Reads,
     leg::{Leg, Origin},
     unproven::Unproven,
 };
@@ -51,6 +52,8 @@ pub(super) struct Hub {
     pub relay_id: RelayId,
     pub verified: VerifiedTokens,
     pub channels: Channels,
+    /// When the shards read their sockets.
+    pub reads: Reads,
     /// Changed under the table's mutex, so that whoever joins is judged by it or with the others.
     admission: ArcSwap<Admission>,
     table: Mutex<Table>,
@@ -87,6 +90,7 @@ impl Hub {
             unproven: Arc::default(),
             relay_id,
             verified: VerifiedTokens::new(MAX_VERIFIED_TOKENS),
+            reads: Reads::new(channels.shards()),
             channels,
             admission: ArcSwap::from_pointee(admission),
             table: Mutex::new(table),
@@ -371,6 +375,7 @@ impl Hub {
                 }
                 Effect::Ended(ended) => {
                     self.metrics.allocation_ended(ended.code);
+                    self.metrics.allocation_used(ended.lifetime, ended.bytes_used, ended.quota_bytes);
                     if ended.code == CloseCode::QuotaExceeded {
                         let event = SecurityEvent::LimitHit { limit: Limit::Quota };
                         self.security.emit(event, Subject::NOBODY.of(ended.handle));

@@ -24,6 +24,7 @@ mod forward;
 mod handle;
 mod handshake;
 mod hub;
+mod latency;
 mod leg;
 mod notices;
 mod server;

@@ -34,6 +34,7 @@ use super::{
     entry,
     forward::{drop_reason, forward_datagram, not_forwarded},
     hub::Hub,
+    latency,
     leg::Leg,
     steer::shard_of,
 };
@@ -342,7 +343,12 @@ impl ShardSocket {
         let now_nanos = self.hub.clock.nanos();
         let way = self.hub.channels.look(tag, |leg| self.charge_whole(leg, meta, run, stride, now_nanos));
         match way {
-            Some(Some(way)) => self.send_whole(&way, meta, run, stride, tag),
+            Some(Some(way)) => {
+                self.send_whole(&way, meta, run, stride, tag);
+                if latency::is_sampled(now_nanos) {
+                    latency::observe(&self.hub.metrics, true, now_nanos, self.hub.clock.nanos());
+                }
+            }
             Some(None) => self.forward_in_parts(meta, run, stride, tag, now_nanos),
             None => self.hub.metrics.dropped(DropReason::RawTag, run.len().div_ceil(stride) as u64),
         }
@@ -571,7 +577,10 @@ impl AsyncUdpSocket for ShardSocket {
             }
             // A panic here would poison the endpoint's lock, and quinn would then abort the process.
             match catch_unwind(AssertUnwindSafe(|| self.sort(bufs, meta))) {
-                Ok(true) => return Poll::Ready(Ok(received)),
+                Ok(true) => {
+                    self.hub.reads.note(self.shard, self.hub.clock.nanos());
+                    return Poll::Ready(Ok(received));
+                }
                 Ok(false) => {}
                 Err(_) => {
                     self.hub.metrics.socket_panics.inc();

@@ -235,6 +235,8 @@ pub struct Ended {
     pub lifetime: Duration,
     /// Charged over its whole life, in both directions.
     pub bytes_used: u64,
+    /// Of how many; `None` for no such limit.
+    pub quota_bytes: Option<u64>,
 }
 
 /// What those who watch a relay hear of its allocations.

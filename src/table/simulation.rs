@@ -590,13 +590,17 @@ impl World {
             assert!(!message.is_empty());
             self.conns.remove(&conn);
         }
+        let rest: Vec<_> = effects.collect();
+        let [Effect::Ended(said)] = &rest[..] else { panic!("{rest:?} instead of an end") };
         let ended = Ended {
             handle: subject.handle,
             code,
             lifetime: self.now.mono - live.created,
             bytes_used: subject.used,
+            // Of the meter, which has tests of its own.
+            quota_bytes: said.quota_bytes,
         };
-        assert_eq!(effects.collect::<Vec<_>>(), [Effect::Ended(ended)]);
+        assert_eq!(*said, ended);
         let is_final = matches!(code, CloseCode::Released | CloseCode::Killed | CloseCode::QuotaExceeded);
         subject.life = match (is_final, subject.used) {
             (true, _) => Life::Final(code),

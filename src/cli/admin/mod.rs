@@ -14,7 +14,6 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 pub(super) use self::client::{Client, Reach, plain};
-#[allow(unused_imports)]
 pub(super) use self::show::{bytes, duration};
 use super::{Exit, Failure, out};
 use crate::config::parse_duration;

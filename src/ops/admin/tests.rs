@@ -517,6 +517,7 @@ async fn r10_events_come_as_they_happen() {
         code: CloseCode::Killed,
         lifetime: Duration::from_millis(1500),
         bytes_used: 3,
+        quota_bytes: None,
     };
     api.fake.lifecycle.send(Lifecycle::Ended { at: Duration::from_secs(6), ended }).unwrap();
     let seen = until(&mut stream, "\n\n").await;

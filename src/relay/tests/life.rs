@@ -329,3 +329,32 @@ async fn nothing_is_left_behind_however_sessions_end() {
     assert_eq!(sum("zrc_relay_connections_closed_total{code=\"INTERNAL\"}"), 0);
     assert_eq!(sum("zrc_relay_session_panics_total"), 0);
 }
+
+#[tokio::test]
+async fn r7_2_how_long_datagrams_stay_is_measured_for_some_of_them() {
+    let harness = Harness::start();
+    let (device, peer) = harness.joined_pair(&harness.pair()).await;
+    let count = || harness.metric("zrc_relay_forward_latency_seconds_count{kind=\"datagram\"}");
+    soon(async {
+        while count() < 3 {
+            for _ in 0..200 {
+                device.send_datagram(bytes::Bytes::from_static(&[1; 100]));
+            }
+            peer.connection().read_datagram().await.unwrap();
+        }
+    })
+    .await;
+    let passed = harness.metric("zrc_relay_forwarded_datagrams_total{from=\"device\"}");
+    assert!(count() < passed / 20, "{} of {passed}", count());
+}
+
+#[tokio::test]
+async fn r7_2_an_allocation_that_is_over_is_in_the_distributions() {
+    let harness = Harness::start();
+    let (device, _peer) = harness.joined_pair(&harness.pair()).await;
+    drop(device);
+    let handle = harness.server.allocations()[0].handle;
+    assert!(harness.server.kill(handle, ""));
+    assert_eq!(harness.metric("zrc_relay_allocation_duration_seconds_count"), 1);
+    assert_eq!(harness.metric("zrc_relay_allocation_quota_used_ratio_count"), 0, "it had none");
+}
