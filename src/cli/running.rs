@@ -422,7 +422,7 @@ mod tests {
         ("log.level", "\"debug\""),
         ("log.format", "\"json\""),
     ];
-    /// What has no other value without a file or a second key, and is shown where it is read.
+    /// What has no other value without a file, a second key or a feature, and is shown where it is read.
     const ELSEWHERE: &[&str] = &[
         "relay.quic_cert_path",
         "relay.quic_key_path",
@@ -435,6 +435,7 @@ mod tests {
         "security.webhook_url",
         "security.webhook_secret",
         "security.webhook_secret_file",
+        "log.otlp_url",
     ];
 
     /// With another value for one key, if any.
