@@ -19,6 +19,7 @@
 //! | `quic` | what relay and client both set up in quinn | none |
 //! | [`client`] | sessions that keep themselves connected | UDP |
 //! | `ops` | health, readiness, metrics, the status page; the admin API, dashboard, tokens, audit log | HTTP, files |
+//! | `acme` | certificates from an authority that speaks ACME | HTTP |
 //! | `config` | TOML to checked types, all faults at once | files |
 //! | `telemetry` | the log: lines from events, and its level while it runs | none |
 //! | `metrics` | every metric, declared once, handles cached | none |
@@ -102,6 +103,8 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+#[cfg(feature = "server")]
+mod acme;
 #[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "client")]

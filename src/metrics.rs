@@ -149,6 +149,7 @@ pub struct Metrics {
     pub global_limit: IntGauge,
     /// What they passed in the last second, where there is such a limit.
     pub global_use: IntGauge,
+    certificate_renewals: [IntCounter; 2],
     /// When the certificate that new connections are shown ceases to be valid, in Unix seconds; 0 when that is not known.
     pub certificate_expiry: IntGauge,
     /// Connections with a raw channel now.
@@ -278,6 +279,12 @@ impl Metrics {
         for family in [datagrams, bytes, raw, dropped] {
             r.register(Box::new(family))?;
         }
+        let renewals = family(
+            r,
+            "zrc_relay_certificate_renewals_total",
+            "Attempts to have a certificate signed by an authority (ACME).",
+            &["outcome"],
+        )?;
         let build = IntGaugeVec::new(Opts::new("zrc_relay_build_info", "Always 1."), &["version", "commit"])?;
         r.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("ZRC_COMMIT")]).set(1);
@@ -333,6 +340,10 @@ impl Metrics {
                 "zrc_relay_global_use_bytes_per_second",
                 "Payload bytes that all allocations passed in the last second; 0 without a global limit.",
             )?,
+            certificate_renewals: [
+                renewals.with_label_values(&["failed"]),
+                renewals.with_label_values(&["ok"]),
+            ],
             certificate_expiry: gauge(
                 r,
                 "zrc_relay_certificate_expiry_timestamp_seconds",
@@ -398,6 +409,12 @@ impl Metrics {
         if let Some(counter) = self.dropped.get(reason as usize) {
             counter.inc_by(datagrams);
         }
+    }
+
+    /// Attempts to have a certificate signed, that came to this.
+    pub fn certificate_renewals(&self, is_ok: bool) -> &IntCounter {
+        let [failed, ok] = &self.certificate_renewals;
+        if is_ok { ok } else { failed }
     }
 
     /// A connection is over.

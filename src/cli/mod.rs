@@ -38,6 +38,7 @@ mod proc_stat;
 mod quickstart;
 mod relay_arg;
 mod reload;
+mod renewal;
 mod running;
 mod serve;
 mod service;

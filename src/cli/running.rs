@@ -12,11 +12,13 @@ use super::{
     certificate::{Origin, Shown},
     control::Controlled,
     out,
+    renewal::Renewal,
     state::{self, Given, State},
 };
 use crate::{
+    acme::Answers,
     clock::Clock,
-    config::{self, Config, Standing},
+    config::{self, Certificate, Config, Standing},
     guard::{
         EventSettings, GuardSettings, PerMinute, SecurityEvents, SigningKeys, Timing, Webhook,
         WebhookSettings,
@@ -48,6 +50,7 @@ pub(super) struct Running {
     /// Sends security events for as long as it is here.
     _webhook: Option<Webhook>,
     certificate: Arc<Shown>,
+    renewal: Option<Renewal>,
     /// Where it is written how clients find it.
     pub(super) descriptor_path: PathBuf,
 }
@@ -59,13 +62,27 @@ impl Running {
     /// # Errors
     /// What could not be had; nothing is left running.
     pub(super) async fn start(config: Config, log: Option<LevelHandle>) -> Result<Self, Failure> {
-        let Config { state_dir, relay: wanted, guard, ops, security: reporting, admin: administered, log: _ } =
-            config;
+        let Config {
+            state_dir,
+            relay: wanted,
+            guard,
+            ops,
+            security: reporting,
+            acme,
+            admin: administered,
+            log: _,
+        } = config;
         let admission = admission(&wanted);
-        let origin = if wanted.certificate.is_some() { Origin::Files } else { Origin::SelfSigned };
-        let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
-        let state = State::open(state_dir, &wanted.server_name, given)?;
         let clock = Clock::start();
+        let mut origin = if wanted.certificate.is_some() { Origin::Files } else { Origin::SelfSigned };
+        let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
+        let mut state = State::open(state_dir, &wanted.server_name, given)?;
+        let now = i64::try_from(clock.unix_secs()).unwrap_or(i64::MAX);
+        if !acme.domains.is_empty()
+            && let Some(certificate) = state::acme_certificate(&state.folder, &acme.domains, now)
+        {
+            (state.certificate, origin) = (certificate, Origin::Acme);
+        }
         let metrics = Arc::new(Metrics::new().or_fail(Exit::Software, "cannot declare the metrics")?);
         let settings = EventSettings {
             log_addresses: reporting.log_addresses,
@@ -155,6 +172,8 @@ impl Running {
         let hosts =
             Hosts::new(ops.allowed_hosts.into_iter().chain(named).chain([descriptor.server_name.clone()]));
         let shown = metrics.clone();
+        let answers = Answers::default();
+        let open = answers.clone();
         let handles = Handles {
             clock,
             version: VERSION,
@@ -164,6 +183,7 @@ impl Running {
             }),
             descriptor: certificate.descriptor().clone(),
             hosts: hosts.clone(),
+            challenges: Arc::new(move |token| open.get(token)),
         };
         let ops = OpsServer::start(ops.listen, handles)
             .await
@@ -171,6 +191,7 @@ impl Running {
         let audit = Audit::open(&folder, clock)
             .or_fail(Exit::CantCreate, format!("cannot open the audit log in {}", folder.display()))?;
         let token_file = administered.token_file.clone().unwrap_or_else(|| folder.join(TOKEN_FILE));
+        let measured = (clock, metrics.clone());
         let mut admin = AdminServer::new(admin::Handles {
             clock,
             version: VERSION,
@@ -186,8 +207,10 @@ impl Running {
         });
         listen_for_administrators(&mut admin, administered).await?;
         let descriptor_path = state::write_descriptor(&folder, &descriptor)?;
+        let renewal = (!acme.domains.is_empty())
+            .then(|| Renewal::start(acme, folder, answers, measured, certificate.acme_validity()));
         readiness.set_ready();
-        Ok(Self { relay, ops, admin, readiness, _webhook: webhook, certificate, descriptor_path })
+        Ok(Self { relay, ops, admin, readiness, _webhook: webhook, certificate, renewal, descriptor_path })
     }
 
     /// Puts in force what can change while it runs: who may come, who may have what, and the certificate.
@@ -200,6 +223,24 @@ impl Running {
     /// How clients find it, now.
     pub(super) fn descriptor(&self) -> Arc<Descriptor> {
         self.certificate.descriptor().load_full()
+    }
+
+    /// Who obtains certificates, where one is to be; for one caller, which hands them to [`Self::show`].
+    pub(super) fn renewal(&mut self) -> Option<Renewal> {
+        self.renewal.take()
+    }
+
+    /// Shows a certificate of an authority's from now on.
+    pub(super) fn show(&self, certificate: Certificate) {
+        let name = self.descriptor().server_name.clone();
+        if let Err(Failure { error, .. }) =
+            self.certificate.put(&self.relay, Origin::Acme, certificate, &name)
+        {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the certificate cannot be changed; the last one stays"
+            );
+        }
     }
 
     /// What is to be done once an hour.
@@ -413,6 +454,10 @@ mod tests {
         ("guard.max_sources", "7000"),
         ("ops.listen_addr", "\"::1\""),
         ("ops.listen_port", "7"),
+        ("acme.contact", "\"a@b\""),
+        ("acme.directory", "\"https://other\""),
+        ("acme.http_addr", "\"127.0.0.1\""),
+        ("acme.http_port", "7"),
         ("ops.allowed_hosts", "[\"other.example\"]"),
         ("admin.socket", "\"/other\""),
         ("admin.listen_addr", "\"127.0.0.1\""),
@@ -428,10 +473,17 @@ mod tests {
         "relay.quic_key_path",
         "relay.device_file",
         "relay.issuer.key_path",
+        "acme.domains",
+        "acme.accept_terms",
+        "acme.ca_path",
+        "acme.challenge",
+        "acme.dns_hook",
+        "acme.dns_wait",
         "admin.listen_port",
         "admin.cert_path",
         "admin.key_path",
         "admin.allow_cleartext",
+        "log.otlp_url",
         "security.webhook_url",
         "security.webhook_secret",
         "security.webhook_secret_file",
@@ -467,6 +519,7 @@ mod tests {
             "",
             "relay",
             "guard",
+            "acme",
             "ops",
             "admin",
             "security",

@@ -8,6 +8,7 @@ use super::{
     out,
     overrides::Set,
     reload::Reload,
+    renewal,
     running::{ADMIN_SOCKET, Running},
     service,
     signals::Signals,
@@ -79,9 +80,10 @@ impl Serve {
         let log = log.start(&said)?;
         let mut reload = Reload::new(sources, settings, &config)?;
         let mut signals = Signals::new()?;
-        let running = Running::start(config, Some(log.level())).await?;
+        let mut running = Running::start(config, Some(log.level())).await?;
         running.announce();
         service::ready(&running.status());
+        let mut renewal = running.renewal();
         let mut hourly = tokio::time::interval(Duration::from_secs(3600));
         let lost = {
             let alive = service::feed_watchdog(
@@ -96,6 +98,7 @@ impl Serve {
                     () = running.lost() => break true,
                     () = &mut alive => {}
                     _ = hourly.tick() => running.look_after(),
+                    certificate = renewal::next(&mut renewal) => running.show(certificate),
                     config = reload.next() => {
                         // A level that was set by other means stays until the file says another one.
                         if config.log.level != said.level {

@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `key.pem` | 0600 | the relay's TLS key (ECDSA P-256), made at the first start; the pin is its hash |
 //! | `cert.pem` | 0644 | a certificate for it, signed by itself |
+//! | `acme-cert.pem` | 0644 | the last certificate for that key that an authority has signed, with its chain |
+//! | `acme-account.json` | 0600 | the account with that authority, and its key |
 //! | `relay_id` | 0644 | the audience of tokens, random |
 //! | `relay.json` | 0644 | how clients find the relay; written at each start, and with each new certificate |
 //! | `audit.jsonl` | 0600 | what administrators did, and `audit.head`, how far it goes |
@@ -176,6 +178,29 @@ fn pin_of(certificate: &Certificate) -> Result<SpkiPin, Failure> {
     let spki = leaf.and_then(|leaf| Ok(ParsedCertificate::try_from(leaf)?.subject_public_key_info()));
     Ok(SpkiPin::of(&spki.map_err(unusable)?))
 }
+
+/// The last certificate that an authority has signed for the relay's own key, if it is good for these names now.
+pub(super) fn acme_certificate(folder: &Path, domains: &[String], now_unix_secs: i64) -> Option<Certificate> {
+    let chain = CertificateDer::pem_file_iter(folder.join(ACME_CERTIFICATE)).ok()?;
+    let chain = chain.collect::<Result<Vec<_>, _>>().ok()?;
+    let key = PrivateKeyDer::from_pem_file(folder.join("key.pem")).ok()?;
+    let certificate = Certificate { chain, key };
+    (certificate.check().is_ok() && is_good(&certificate, domains, now_unix_secs)).then_some(certificate)
+}
+
+/// Whether a certificate is for all of these names, now.
+pub(super) fn is_good(certificate: &Certificate, domains: &[String], now_unix_secs: i64) -> bool {
+    let names = certificate.dns_names();
+    let is_for = |domain: &String| names.iter().any(|name| name.eq_ignore_ascii_case(domain));
+    // Clocks differ by some minutes.
+    let is_now = certificate
+        .validity()
+        .is_some_and(|(from, until)| from <= now_unix_secs + 3600 && now_unix_secs < until);
+    is_now && domains.iter().all(is_for)
+}
+
+/// Where a certificate of an authority's is kept.
+pub(super) const ACME_CERTIFICATE: &str = "acme-cert.pem";
 
 /// A certificate, or its key, that TLS does not take.
 pub(super) fn unusable(error: rustls::Error) -> Failure {

@@ -5,6 +5,7 @@
 //! keys are usable, certificates fit their keys. `relay.example.toml` in the top folder documents every key; tests
 //! hold it to the defaults here, and to which keys a running relay heeds.
 
+mod acme;
 mod admin;
 mod certificate;
 mod devices;
@@ -33,6 +34,7 @@ use std::{
 use rustls::pki_types::ServerName;
 use toml::{Table, Value};
 
+pub use acme::{Acme, Challenge};
 pub use admin::{Admin, DEFAULT_ADMIN_PORT, MAX_SOCKET_BYTES};
 pub use certificate::Certificate;
 use certificate::MAX_PEM_BYTES;
@@ -100,6 +102,8 @@ pub struct Config {
     pub security: Security,
     /// What is logged, and how it looks.
     pub log: Log,
+    /// Certificates from an authority.
+    pub acme: Acme,
     /// Those who look after it.
     pub admin: Admin,
 }
@@ -200,6 +204,7 @@ impl Config {
         let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
         Self {
             state_dir,
+            acme: Acme::default(),
             relay: Relay {
                 listen: loopback,
                 public: None,
@@ -256,15 +261,21 @@ fn check(layers: Layers, folder: &Path, mut faults: Vec<Fault>) -> (Result<Confi
     let security = top.table("security");
     let log = top.table("log");
     let admin = top.table("admin");
+    let acme = top.table("acme");
     let mut keys = top.finish();
-    let (relay, relay_keys) = read_relay(relay, folder, &mut faults);
+    let is_named = relay.contains_key("server_name");
+    let (mut relay, relay_keys) = read_relay(relay, folder, &mut faults);
     let (guard, guard_keys) = Guard::read(guard, &mut faults);
     let (ops, ops_keys) = read_ops(ops, &mut faults);
     let (security, security_keys) = Security::read(security, folder, &mut faults);
     let (log, log_keys) = Log::read(log, &mut faults);
     let (admin, admin_keys) = Admin::read(admin, folder, &mut faults);
-    keys.retain(|key| !matches!(key.as_str(), "relay" | "guard" | "ops" | "security" | "log" | "admin"));
+    keys.retain(|key| {
+        !matches!(key.as_str(), "acme" | "relay" | "guard" | "ops" | "security" | "log" | "admin")
+    });
+    let (acme, acme_keys) = Acme::read(acme, folder, &mut relay, is_named, &mut faults);
     keys.extend(relay_keys);
+    keys.extend(acme_keys);
     keys.extend(guard_keys);
     keys.extend(ops_keys);
     keys.extend(security_keys);
@@ -272,7 +283,7 @@ fn check(layers: Layers, folder: &Path, mut faults: Vec<Fault>) -> (Result<Confi
     keys.extend(admin_keys);
     put_in_place(&mut faults, &layers, relay.device_file.as_deref());
     let config = if faults.is_empty() {
-        Ok(Config { state_dir, relay, guard, ops, security, log, admin })
+        Ok(Config { state_dir, acme, relay, guard, ops, security, log, admin })
     } else {
         Err(Faults(faults))
     };
@@ -585,7 +596,7 @@ mod tests {
             .lines()
             // These name files.
             .filter(|line| {
-                !["quic_", "webhook_", "device_file", "key_path", "cert_path", "otlp_url"]
+                !["quic_", "webhook_", "device_file", "key_path", "cert_path", "ca_path", "otlp_url"]
                     .iter()
                     .any(|key| line.contains(key))
             })

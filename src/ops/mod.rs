@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod audit;
+mod challenges;
 mod host;
 mod page;
 mod problem;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tower_http::timeout::TimeoutLayer;
 
+pub use challenges::{ChallengeServer, Challenges};
 pub use host::Hosts;
 use problem::{no_such_method, problem};
 pub use readiness::{Check, NotReady, Readiness};
@@ -58,6 +60,8 @@ pub struct Handles {
     pub descriptor: Arc<ArcSwap<Descriptor>>,
     /// The names it answers to.
     pub hosts: Hosts,
+    /// What an ACME authority asks for, by whatever name.
+    pub challenges: Challenges,
 }
 
 /// A server that has its port; it stops when dropped.
@@ -92,13 +96,14 @@ impl OpsServer {
 
 fn router(handles: Handles) -> Router {
     let hosts = handles.hosts.clone();
+    let challenges = dressed(challenges::routes(handles.challenges.clone()), None);
     let routes = page::status()
         .merge(probes())
         .route("/metrics", get(metrics))
         .route("/.well-known/zrc-relay", get(descriptor))
         .fallback(no_such_page)
         .with_state(handles);
-    dressed(routes, Some(hosts))
+    dressed(routes, Some(hosts)).merge(challenges)
 }
 
 /// What probes of orchestrators ask.
@@ -221,6 +226,7 @@ mod tests {
                 region: Some("eu".into()),
             })),
             hosts: Hosts::default(),
+            challenges: Arc::new(|token| (token == "open").then(|| "answer".into())),
         }
     }
 
@@ -313,6 +319,24 @@ mod tests {
             raw(&server, b"GET /health HTTP/1.0\r\n\r\n").await.contains(" 200 "),
             "a probe without Host"
         );
+    }
+
+    #[tokio::test]
+    async fn challenges_are_answered_by_whatever_name_and_nothing_else_is() {
+        let server = start(handles()).await;
+        let asked =
+            |path: &str| format!("GET {path} HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n");
+        for (path, status, body) in [
+            ("/.well-known/acme-challenge/open", "200", "answer"),
+            ("/.well-known/acme-challenge/other", "404", "no such challenge"),
+            ("/health", "421", ""),
+        ] {
+            let answer = raw(&server, asked(path).as_bytes()).await;
+            assert!(answer[9..].starts_with(status) && answer.contains(body), "{answer}");
+        }
+        let alone =
+            ChallengeServer::start("127.0.0.1:0".parse().unwrap(), handles().challenges).await.unwrap();
+        alone.stop().await;
     }
 
     #[tokio::test]

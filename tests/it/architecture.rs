@@ -22,6 +22,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("guard", &["clock", "metrics", "table", "wire"]),
     ("cluster", &["clock", "metrics", "table", "wire"]),
     ("store", &["clock", "metrics"]),
+    // Asks an authority for certificates; what becomes of them is up to `cli`.
+    ("acme", &[]),
     // The services. They never name each other; what two of them share is handed to both by `cli`.
     ("relay", &["clock", "cluster", "guard", "metrics", "quic", "table", "wire"]),
     ("ops", &["clock", "cluster", "guard", "metrics", "store", "table", "telemetry", "wire"]),
@@ -35,6 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "acme",
             "client",
             "clock",
             "cluster",

@@ -9,6 +9,7 @@
     reason = "a test says what is wrong by panicking"
 )]
 
+mod acme;
 mod admin_api;
 mod admin_page;
 mod architecture;

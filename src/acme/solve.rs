@@ -1,0 +1,191 @@
+//! How challenges are answered: over HTTP (HTTP-01), or in the DNS by a command of the operator's (DNS-01).
+
+use std::{
+    collections::HashMap,
+    io,
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use instant_acme::KeyAuthorization;
+use tokio::{
+    process::Command,
+    time::{sleep, timeout},
+};
+
+use super::AcmeError;
+
+/// For one run of the hook, which may wait until its record is seen.
+const HOOK_TIMEOUT: Duration = Duration::from_secs(300);
+/// What is repeated of what a failed hook said, in bytes.
+const SAID_BYTES: usize = 300;
+
+/// Answers that are up now, by their tokens. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Answers(Arc<Mutex<HashMap<String, String>>>);
+
+impl Answers {
+    /// What to answer whoever asks for this token.
+    pub fn get(&self, token: &str) -> Option<String> {
+        self.lock().get(token).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A command that writes into the DNS: `HOOK present NAME RECORD VALUE` and `HOOK cleanup NAME RECORD VALUE`, NAME being
+/// what the certificate is for, RECORD the name of the TXT record, `_acme-challenge.` and the name, and VALUE its text.
+#[derive(Debug, Clone)]
+pub struct Hook {
+    /// The program.
+    pub command: PathBuf,
+    /// How long to wait after the last record until the authority is told to look.
+    pub wait: Duration,
+}
+
+/// How a hook failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// It cannot be run.
+    #[error("it cannot be run: {0}")]
+    Run(#[from] io::Error),
+    /// It did not end.
+    #[error("it did not end within {} s", HOOK_TIMEOUT.as_secs())]
+    Timeout,
+    /// It ended with another status than 0.
+    #[error("it ended with {status}: {said}")]
+    Status {
+        /// As the system words it.
+        status: String,
+        /// The end of what it said on stderr.
+        said: String,
+    },
+}
+
+/// How challenges are answered.
+#[derive(Debug, Clone)]
+pub enum Solver {
+    /// By whoever serves HTTP here.
+    Http(Answers),
+    /// In the DNS.
+    Dns(Hook),
+}
+
+/// What was put up for one challenge.
+pub(super) struct Answer {
+    name: String,
+    token: String,
+    value: String,
+}
+
+impl Solver {
+    /// As the authority calls it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Http(_) => "http-01",
+            Self::Dns(_) => "dns-01",
+        }
+    }
+
+    pub(super) async fn put_up(
+        &self,
+        name: &str,
+        token: &str,
+        authorization: &KeyAuthorization,
+    ) -> Result<Answer, AcmeError> {
+        let value = match self {
+            Self::Http(answers) => {
+                answers.lock().insert(token.to_owned(), authorization.as_str().to_owned());
+                String::new()
+            }
+            Self::Dns(hook) => {
+                let value = authorization.dns_value();
+                let done = hook.run("present", name, &value).await;
+                done.map_err(|source| AcmeError::Hook { name: name.to_owned(), source })?;
+                value
+            }
+        };
+        Ok(Answer { name: name.to_owned(), token: token.to_owned(), value })
+    }
+
+    /// Waits until everybody can see what was put up.
+    pub(super) async fn settle(&self) {
+        if let Self::Dns(hook) = self {
+            sleep(hook.wait).await;
+        }
+    }
+
+    pub(super) async fn withdraw(&self, answer: Answer) {
+        match self {
+            Self::Http(answers) => {
+                answers.lock().remove(&answer.token);
+            }
+            Self::Dns(hook) => {
+                if let Err(error) = hook.run("cleanup", &answer.name, &answer.value).await {
+                    tracing::warn!(name = answer.name, %error, "the DNS hook did not clean up");
+                }
+            }
+        }
+    }
+}
+
+impl Hook {
+    async fn run(&self, what: &str, name: &str, value: &str) -> Result<(), HookError> {
+        // A wildcard is shown where its domain is.
+        let domain = name.strip_prefix("*.").unwrap_or(name);
+        let ran = Command::new(&self.command)
+            .args([what, name, &format!("_acme-challenge.{domain}"), value])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .output();
+        let ran = timeout(HOOK_TIMEOUT, ran).await.map_err(|_| HookError::Timeout)??;
+        if ran.status.success() {
+            return Ok(());
+        }
+        let (_, end) = ran.stderr.split_at(ran.stderr.len().saturating_sub(SAID_BYTES));
+        let said = String::from_utf8_lossy(end).trim().to_owned();
+        Err(HookError::Status { status: ran.status.to_string(), said })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+
+    fn hook(folder: &std::path::Path, script: &str) -> Hook {
+        let (command, text) = (folder.join("hook"), folder.join("text"));
+        fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+        // A file that this process writes cannot be run while another thread of it forks.
+        let copied = std::process::Command::new("cp").args([&text, &command]).status().unwrap();
+        assert!(copied.success());
+        fs::set_permissions(&command, fs::Permissions::from_mode(0o700)).unwrap();
+        Hook { command, wait: Duration::ZERO }
+    }
+
+    #[tokio::test]
+    async fn a_hook_is_told_what_to_write_and_its_failure_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = folder.path().join("said");
+        let good = hook(folder.path(), &format!("echo \"$@\" >>{}", said.display()));
+        good.run("present", "*.relay.test", "value").await.unwrap();
+        good.run("cleanup", "relay.test", "va;lue $HOME").await.unwrap();
+        assert_eq!(
+            fs::read_to_string(&said).unwrap(),
+            "present *.relay.test _acme-challenge.relay.test value\n\
+             cleanup relay.test _acme-challenge.relay.test va;lue $HOME\n"
+        );
+        let bad = hook(folder.path(), "echo no such zone >&2; exit 3");
+        let error = bad.run("present", "a", "v").await.unwrap_err().to_string();
+        assert!(error.contains("exit status: 3") && error.contains("no such zone"), "{error}");
+        let none = Hook { command: folder.path().join("none"), wait: Duration::ZERO };
+        assert!(matches!(none.run("present", "a", "v").await, Err(HookError::Run(_))));
+    }
+}
