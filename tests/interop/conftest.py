@@ -18,7 +18,7 @@ DEFAULT_BIN = Path(__file__).resolve().parents[2] / "target" / "debug" / "zrc-re
 
 
 # What a relay says to whoever started it, and how each line of its log begins.
-ANNOUNCED = ("zrc-relay ", "relay on ", "ops on ", "clients: ", "leaving: ")
+ANNOUNCED = ("zrc-relay ", "relay on ", "ops on ", "admin API ", "admin socket ", "clients: ", "leaving: ")
 LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z +(ERROR|WARN|INFO|DEBUG|TRACE) ")
 
 
