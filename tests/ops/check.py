@@ -108,7 +108,7 @@ def health(relay):
     )
 
 
-def api(relay, schemathesis):
+def api(relay, schemathesis, folder):
     """The document describes what the API does, and nothing that fits or does not fit it brings the API down."""
     # Events have no end; tests/it and src/ops/admin/tests.rs read them. ignored_auth tries wrong tokens by the dozen
     # from one address and takes 429, which they earn, for a fault.
@@ -120,6 +120,8 @@ def api(relay, schemathesis):
             ROOT / "src/ops/admin/openapi.json",
         ],
         timeout=4 * SCHEMATHESIS_SECONDS,
+        # It keeps notes in the folder that it runs in.
+        cwd=folder,
     )
     if run.returncode:
         sys.exit("schemathesis found what does not fit; 'seed' above repeats it")
@@ -218,13 +220,14 @@ def top(relay, binary):
 
 
 def main():
-    binary, schemathesis, slowhttptest, promtool, *chosen = sys.argv[1:]
+    binary, schemathesis, slowhttptest, promtool = (str(Path(tool).absolute()) for tool in sys.argv[1:5])
+    chosen = sys.argv[5:]
     os.environ.pop("RUST_LOG", None)
     steps = {
         "top": lambda relay: top(relay, binary),
         "metrics": lambda relay: metrics(relay, promtool),
         "slow": lambda relay: slow(relay, slowhttptest),
-        "api": lambda relay: api(relay, schemathesis),
+        "api": lambda relay: api(relay, schemathesis, folder),
     }
     with tempfile.TemporaryDirectory(prefix="zrc-ops-") as folder:
         with Relay(binary, Path(folder)) as relay:
