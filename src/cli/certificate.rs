@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -24,6 +25,11 @@ use crate::{
 const DAY_SECS: i64 = 86_400;
 /// How many days before its end a certificate is warned of.
 const WARN_DAYS: [i64; 3] = [30, 7, 1];
+
+/// Time is looked at again after so long, for clocks are set and machines sleep.
+const MAX_SLEEP: Duration = Duration::from_secs(3600);
+/// Until another certificate is tried to be signed where the last one could not be written.
+const RETRY: Duration = Duration::from_secs(600);
 
 /// Where a certificate comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,22 +102,44 @@ impl Shown {
     /// Puts in force what the configuration says now: a certificate from files, or none. What cannot be used changes
     /// nothing, and the log says so.
     pub(super) fn apply(&self, relay: &RelayServer, configured: Option<Certificate>, server_name: &str) {
-        let found = match configured {
-            Some(certificate) => Ok((Origin::Files, certificate)),
+        let put = match configured {
+            Some(certificate) => self.put(relay, Origin::Files, certificate, server_name),
             // There were files, and now there are none.
-            None if self.lock().origin == Origin::Files => {
-                state::own_certificate(&self.state_folder, server_name)
-                    .map(|certificate| (Origin::SelfSigned, certificate))
-            }
+            None if self.lock().origin == Origin::Files => self.put_own(relay, server_name),
             None => return,
         };
-        let put = found.and_then(|(origin, certificate)| self.put(relay, origin, certificate, server_name));
-        if let Err(Failure { error, .. }) = put {
-            tracing::error!(
-                error = format!("{error:#}"),
-                "the certificate cannot be changed; the last one stays"
-            );
+        if let Err(failure) = put {
+            told(&failure);
         }
+    }
+
+    /// While the relay shows the certificate that it has signed itself, signs another one when a third of its life is left.
+    /// Never ends. Cancel safe.
+    pub(super) async fn renew_own(&self, relay: &RelayServer) {
+        loop {
+            let (origin, life) = {
+                let in_force = self.lock();
+                (in_force.origin, in_force.expiry.0)
+            };
+            let Some(life) = life.filter(|_| origin == Origin::SelfSigned) else {
+                return std::future::pending().await;
+            };
+            let left = Duration::from_secs(state::own_left_secs(life, self.now())).min(MAX_SLEEP);
+            tokio::time::sleep(left).await;
+            if state::own_left_secs(life, self.now()) > 0 {
+                continue;
+            }
+            let server_name = self.descriptor.load().server_name.clone();
+            if let Err(failure) = self.put_own(relay, &server_name) {
+                told(&failure);
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    fn put_own(&self, relay: &RelayServer, server_name: &str) -> Result<(), Failure> {
+        let certificate = state::own_certificate(&self.state_folder, server_name, self.now())?;
+        self.put(relay, Origin::SelfSigned, certificate, server_name)
     }
 
     /// Shows it to whoever connects from now on, and tells clients its pin in `relay.json`.
@@ -172,8 +200,7 @@ impl Shown {
     /// Warns of its end when that has come near, once for each of [`WARN_DAYS`]. To be called some times a day.
     pub(super) fn look(&self) {
         let in_force = self.lock();
-        let now = i64::try_from(self.clock.unix_secs()).unwrap_or(i64::MAX);
-        let Some(days) = in_force.expiry.near(now) else { return };
+        let Some(days) = in_force.expiry.near(self.now()) else { return };
         // Those that are renewed by themselves reach their last third as a matter of course.
         if in_force.origin == Origin::Acme && days > 7 {
             return;
@@ -192,6 +219,10 @@ impl Shown {
         } else {
             tracing::warn!(expires, origin, "the certificate expires within {days} d");
         }
+    }
+
+    fn now(&self) -> i64 {
+        i64::try_from(self.clock.unix_secs()).unwrap_or(i64::MAX)
     }
 
     fn tell(&self) {
@@ -227,6 +258,10 @@ impl Expiry {
         let life = until.saturating_sub(from);
         WARN_DAYS.into_iter().rev().find(|days| left <= days * DAY_SECS && life >= 3 * days * DAY_SECS)
     }
+}
+
+fn told(Failure { error, .. }: &Failure) {
+    tracing::error!(error = format!("{error:#}"), "the certificate cannot be changed; the last one stays");
 }
 
 fn show_unix(unix_secs: i64) -> String {

@@ -11,7 +11,10 @@ use super::{
     Exit, Failure, OrFail as _, files, keygen, out,
     state::{Given, State},
 };
-use crate::config::{EXAMPLE, PublicAddr, Sources};
+use crate::{
+    clock::Clock,
+    config::{EXAMPLE, PublicAddr, Sources},
+};
 
 /// Make a folder with a configuration, keys and a certificate, ready for serve
 #[derive(Debug, clap::Args)]
@@ -75,7 +78,8 @@ impl Init {
         write(&configuration, configuration_text(name, self.open).as_bytes())?;
         // What is written is what serve takes, or it is a fault of this program.
         let (config, _) = Sources { file: Some(configuration.clone()), ..Sources::default() }.load()?;
-        let state = State::open(config.state_dir, &config.relay.server_name, Given::default())?;
+        let now = i64::try_from(Clock::start().unix_secs()).unwrap_or(i64::MAX);
+        let state = State::open(config.state_dir, &config.relay.server_name, now, Given::default())?;
 
         let shown = configuration.display();
         out::data(&shown)?;

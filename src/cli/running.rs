@@ -76,8 +76,8 @@ impl Running {
         let clock = Clock::start();
         let mut origin = if wanted.certificate.is_some() { Origin::Files } else { Origin::SelfSigned };
         let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
-        let mut state = State::open(state_dir, &wanted.server_name, given)?;
         let now = i64::try_from(clock.unix_secs()).unwrap_or(i64::MAX);
+        let mut state = State::open(state_dir, &wanted.server_name, now, given)?;
         if !acme.domains.is_empty()
             && let Some(certificate) = state::acme_certificate(&state.folder, &acme.domains, now)
         {
@@ -241,6 +241,11 @@ impl Running {
                 "the certificate cannot be changed; the last one stays"
             );
         }
+    }
+
+    /// Signs the relay's own certificate anew before it expires, for as long as it is polled. Cancel safe.
+    pub(super) async fn renew_own_certificate(&self) {
+        self.certificate.renew_own(&self.relay).await;
     }
 
     /// What is to be done once an hour.

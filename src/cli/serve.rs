@@ -98,6 +98,7 @@ impl Serve {
                     () = running.lost() => break true,
                     () = &mut alive => {}
                     _ = hourly.tick() => running.look_after(),
+                    () = running.renew_own_certificate() => {}
                     certificate = renewal::next(&mut renewal) => running.show(certificate),
                     config = reload.next() => {
                         // A level that was set by other means stays until the file says another one.

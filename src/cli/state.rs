@@ -3,7 +3,7 @@
 //! | file | mode | what |
 //! |---|---|---|
 //! | `key.pem` | 0600 | the relay's TLS key (ECDSA P-256), made at the first start; the pin is its hash |
-//! | `cert.pem` | 0644 | a certificate for it, signed by itself |
+//! | `cert.pem` | 0644 | a certificate for it, signed by itself, for a year; signed anew when a third of that is left |
 //! | `acme-cert.pem` | 0644 | the last certificate for that key that an authority has signed, with its chain |
 //! | `acme-account.json` | 0600 | the account with that authority, and its key |
 //! | `relay_id` | 0644 | the audience of tokens, random |
@@ -17,6 +17,7 @@ use std::{
     env, fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustls::{
@@ -29,6 +30,13 @@ use crate::{
     config::Certificate,
     wire::{Descriptor, RelayId, SpkiPin},
 };
+
+/// How long a certificate is good for that the relay signs itself. Whoever pins the key does not look at it.
+const OWN_LIFE: Duration = Duration::from_secs(365 * 86_400);
+/// How long before now that begins: clocks differ.
+const OWN_BACKDATED_SECS: u64 = 86_400;
+/// The year 9000, which can be written; a clock that says more is wrong.
+const LAST_UNIX_SECS: u64 = 221_845_392_000;
 
 /// A state directory with everything in it.
 #[derive(Debug)]
@@ -51,18 +59,24 @@ pub(super) struct Given {
 }
 
 impl State {
-    /// Finds, or makes, what is missing. `server_name` is the name in a certificate made here.
+    /// Finds, or makes, what is missing. `server_name` is the name in a certificate made here, which is good from
+    /// `now_unix_secs` on.
     ///
     /// # Errors
     /// [`Exit::CantCreate`] when the folder cannot be written, [`Exit::Data`] when a file in it is damaged.
-    pub(super) fn open(folder: PathBuf, server_name: &str, given: Given) -> Result<Self, Failure> {
+    pub(super) fn open(
+        folder: PathBuf,
+        server_name: &str,
+        now_unix_secs: i64,
+        given: Given,
+    ) -> Result<Self, Failure> {
         files::private_folder(&folder).or_fail(
             Exit::CantCreate,
             format!("cannot make the state directory {}; choose another with --state-dir", folder.display()),
         )?;
         let certificate = match given.certificate {
             Some(certificate) => certificate,
-            None => own_certificate(&folder, server_name)?,
+            None => own_certificate(&folder, server_name, now_unix_secs)?,
         };
         let relay_id = match given.relay_id {
             Some(relay_id) => relay_id,
@@ -131,11 +145,15 @@ fn own_relay_id(folder: &Path) -> Result<RelayId, Failure> {
     )
 }
 
-/// The relay's own certificate, which it signs itself: found, or made for this name.
+/// The relay's own certificate, which it signs itself: found, or made for this name. One that is due ([`own_left_secs`]) is made anew.
 ///
 /// # Errors
 /// [`Exit::CantCreate`] and [`Exit::Data`], as [`State::open`].
-pub(super) fn own_certificate(folder: &Path, server_name: &str) -> Result<Certificate, Failure> {
+pub(super) fn own_certificate(
+    folder: &Path,
+    server_name: &str,
+    now_unix_secs: i64,
+) -> Result<Certificate, Failure> {
     let key_path = folder.join("key.pem");
     let key_shown = key_path.display();
     if !key_path.exists() {
@@ -152,17 +170,22 @@ pub(super) fn own_certificate(folder: &Path, server_name: &str) -> Result<Certif
     let cert_path = folder.join("cert.pem");
     if let Ok(leaf) = CertificateDer::from_pem_file(&cert_path) {
         let certificate = Certificate { chain: vec![leaf], key: key.clone_key() };
-        if certificate.check().is_ok() && certificate.is_for(server_name) {
+        let is_fresh = certificate.validity().is_some_and(|life| own_left_secs(life, now_unix_secs) > 0);
+        if certificate.check().is_ok() && certificate.is_for(server_name) && is_fresh {
             return Ok(certificate);
         }
     }
-    // None yet, or one for another name or another key. The key is what clients know the relay by.
+    // None yet, or one for another name or another key, or an old one. The key is what clients know the relay by.
     let text = std::str::from_utf8(&pem).or_fail(Exit::Data, &damaged)?;
     let pair = rcgen::KeyPair::from_pem(text).or_fail(Exit::Data, &damaged)?;
+    let now = u64::try_from(now_unix_secs).unwrap_or(0).min(LAST_UNIX_SECS);
+    let from_unix_secs = now.saturating_sub(OWN_BACKDATED_SECS);
     let leaf = rcgen::CertificateParams::new([server_name.to_owned()])
         .and_then(|mut params| {
             params.distinguished_name = rcgen::DistinguishedName::new();
             params.distinguished_name.push(rcgen::DnType::CommonName, "zrc-relay");
+            params.not_before = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(from_unix_secs);
+            params.not_after = params.not_before + OWN_LIFE;
             params.self_signed(&pair)
         })
         .or_fail(Exit::Software, "cannot make a certificate")?;
@@ -171,6 +194,13 @@ pub(super) fn own_certificate(folder: &Path, server_name: &str) -> Result<Certif
     let certificate = Certificate { chain: vec![leaf.der().clone()], key };
     certificate.check().or_fail(Exit::Data, &damaged)?;
     Ok(certificate)
+}
+
+/// How long a certificate that the relay has signed itself need not be signed anew, in seconds: until a third of its life is
+/// left. One that is not good yet is overdue, too: its signer had another clock.
+pub(super) fn own_left_secs((from, until): (i64, i64), now_unix_secs: i64) -> u64 {
+    let due = until.saturating_sub(until.saturating_sub(from) / 3);
+    if now_unix_secs < from { 0 } else { u64::try_from(due.saturating_sub(now_unix_secs)).unwrap_or(0) }
 }
 
 fn pin_of(certificate: &Certificate) -> Result<SpkiPin, Failure> {
@@ -213,8 +243,15 @@ mod tests {
 
     use super::*;
 
+    const DAY: i64 = 86_400;
+    const NOW: i64 = 1_795_178_980;
+
     fn open(folder: &Path, name: &str) -> Result<State, Failure> {
-        State::open(folder.join("state"), name, Given::default())
+        open_at(folder, name, NOW)
+    }
+
+    fn open_at(folder: &Path, name: &str, now_unix_secs: i64) -> Result<State, Failure> {
+        State::open(folder.join("state"), name, now_unix_secs, Given::default())
     }
 
     fn mode(path: &Path) -> u32 {
@@ -240,6 +277,30 @@ mod tests {
         assert_eq!(renamed.pin, first.pin);
         assert_ne!(renamed.certificate.chain, first.certificate.chain);
         assert!(renamed.certificate.is_for("relay.example.com"));
+    }
+
+    #[test]
+    fn r7_2_its_own_certificate_is_signed_anew_before_it_expires_and_the_pin_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |now| open_at(folder.path(), "localhost", now).unwrap();
+        let first = at(NOW);
+        assert_eq!(first.certificate.validity(), Some((NOW - DAY, NOW + 364 * DAY)));
+        // Until a third of its life is left it is what it was, and then it is another one for the same key.
+        let due = NOW + 364 * DAY - 365 * DAY / 3;
+        assert_eq!(at(due - 1).certificate.chain, first.certificate.chain);
+        let second = at(due);
+        assert_eq!(
+            (second.pin, second.certificate.validity()),
+            (first.pin, Some((due - DAY, due + 364 * DAY)))
+        );
+        assert_eq!(at(due).certificate.chain, second.certificate.chain);
+        // So it is long after its end, and where the clock was ahead when it was made, or began anew.
+        for now in [due + 1000 * DAY, NOW, 0, i64::MAX] {
+            let later = at(now);
+            let (from, until) = later.certificate.validity().unwrap();
+            assert_eq!((later.pin, until - from), (first.pin, 365 * DAY), "{now}");
+            assert!(from <= now && (now < until || now == i64::MAX), "{from} {until} {now}");
+        }
     }
 
     #[test]
@@ -276,7 +337,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let other = open(&folder.path().join("other"), "localhost").unwrap();
         let given = Given { certificate: Some(other.certificate), relay_id: Some(RelayId([7; 16])) };
-        let state = State::open(folder.path().join("state"), "localhost", given).unwrap();
+        let state = State::open(folder.path().join("state"), "localhost", NOW, given).unwrap();
         assert_eq!((state.pin, state.relay_id), (other.pin, RelayId([7; 16])));
         assert_eq!(fs::read_dir(&state.folder).unwrap().count(), 0);
     }

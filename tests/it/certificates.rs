@@ -52,6 +52,11 @@ impl Served {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         put(folder.path(), &certificate("a.example", 2100));
+        Self::start_with(folder)
+    }
+
+    /// With the certificate in this folder.
+    fn start_with(folder: tempfile::TempDir) -> Self {
         let path = folder.path().join("relay.toml");
         fs::write(&path, config(FILES)).unwrap();
         let relay = Relay::start(&["serve", "--config", path.to_str().unwrap()], folder);
@@ -185,4 +190,63 @@ fn r7_2_a_certificate_that_has_expired_is_said() {
     let seen = relay.process.seen.iter().find(|line| line.contains(words)).cloned();
     let said = seen.unwrap_or_else(|| relay.process.line_with(words));
     assert!(said.contains("ERROR") && said.contains("2021-01-01"), "{said}");
+}
+
+/// A certificate for the relay's own key, as it has signed one 400 s ago that it signs anew `lead_secs` from now.
+fn sign_own(state: &Path, lead_secs: u64) -> u64 {
+    let key = rcgen::KeyPair::from_pem(&fs::read_to_string(state.join("key.pem")).unwrap()).unwrap();
+    let due = Clock::start().unix_secs() + lead_secs;
+    let at = |unix_secs| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(unix_secs);
+    let mut params = rcgen::CertificateParams::new(["zrc-relay".to_owned()]).unwrap();
+    (params.not_before, params.not_after) = (at(due - 400), at(due + 200));
+    fs::write(state.join("cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    due + 200
+}
+
+#[test]
+fn r7_2_its_own_certificate_is_signed_anew_while_it_runs() {
+    const METRIC: &str = "zrc_relay_certificate_expiry_timestamp_seconds";
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let path = folder.path().join("relay.toml");
+    fs::write(&path, config("")).unwrap();
+    let mut relay = Relay::start(&["serve", "--config", path.to_str().unwrap()], folder);
+    let before = fs::read_to_string(relay.descriptor()).unwrap();
+    let key = fs::read(state.join("key.pem")).unwrap();
+    for lead_secs in [2, 20, 200] {
+        let Relay { process, folder, .. } = relay;
+        drop(process);
+        let until = sign_own(&state, lead_secs);
+        relay = Relay::start(&["serve", "--config", path.to_str().unwrap()], folder);
+        if !relay.get("/metrics").1.contains(&format!("{METRIC} {until}\n")) {
+            // The start took longer than that, and it was renewed then.
+            continue;
+        }
+        relay.process.line_with("new connections are shown another certificate");
+        let (_, metrics) = relay.get("/metrics");
+        let expiry = metrics.lines().find_map(|line| line.strip_prefix(METRIC)?.strip_prefix(' '));
+        let expiry: u64 = expiry.unwrap().parse().unwrap();
+        assert!((363..=365).contains(&((expiry - Clock::start().unix_secs()) / 86_400)), "{expiry}");
+        let (_, ready) = relay.get("/ready?verbose");
+        assert!(ready.contains("self-signed, expires 20"), "{ready}");
+        // Clients pin the key, and it is the same.
+        assert_eq!(fs::read(state.join("key.pem")).unwrap(), key);
+        let pin = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap()["spki"].clone();
+        assert_eq!(pin(&relay.get("/.well-known/zrc-relay").1), pin(&before));
+        return;
+    }
+    panic!("the machine is too slow for this test");
+}
+
+/// Nothing makes an operator's certificate good again but another one: those who pin its key come in, and the relay says
+/// what is wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn r7_2_past_the_end_of_its_certificate_a_relay_serves_those_who_pin_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    put(folder.path(), &certificate("a.example", 2021));
+    let served = Served::start_with(folder);
+    assert_eq!(served.expiry(), unix(2021));
+    served.connect(&served.described(), Role::Device).await.expect("pinned");
+    let (status, ready) = served.relay.get("/ready?verbose");
+    assert!(status == 200 && ready.contains("expires 2021-01-01"), "{status} {ready}");
 }
