@@ -72,7 +72,8 @@ async function update() {
     "/metrics": ask("metrics").then(parse),
     // 503 is an answer: not now.
     "/ready": askJson("ready", [200, 503]),
-    "/health": askJson("health"),
+    // So is this: stuck, and why.
+    "/health": askJson("health", [200, 503]),
     "descriptor": descriptor ?? askJson(".well-known/zrc-relay"),
   };
   const answers = await Promise.allSettled(Object.values(asked));

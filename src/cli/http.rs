@@ -62,11 +62,24 @@ impl Url {
             .body(Empty::<Bytes>::new())?;
         let response = sender.send_request(request).await?;
         let status = response.status();
-        ensure!(status == StatusCode::OK, "the answer is {status}");
         let body = Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await;
         connection.abort();
-        Ok(body.map_err(anyhow::Error::from_boxed).context("cannot read the answer")?.to_bytes())
+        let body = body.map_err(anyhow::Error::from_boxed).context("cannot read the answer");
+        if status != StatusCode::OK {
+            match body.ok().and_then(|body| reason(&body.to_bytes())) {
+                Some(reason) => bail!("the answer is {status}: {reason}"),
+                None => bail!("the answer is {status}"),
+            }
+        }
+        Ok(body?.to_bytes())
     }
+}
+
+/// What an answer gives as its reason, if it is one of ours.
+fn reason(body: &[u8]) -> Option<String> {
+    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let reason = ["reason", "detail"].iter().find_map(|key| answer.get(key)?.as_str())?;
+    Some(reason.escape_debug().collect())
 }
 
 #[cfg(test)]

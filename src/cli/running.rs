@@ -25,7 +25,7 @@ use crate::{
     },
     metrics::Metrics,
     ops::{
-        Check, Handles, Hosts, NotReady, OpsServer, Readiness,
+        Check, Handles, Hosts, Liveness, NotReady, OpsServer, Readiness,
         admin::{self, AdminServer},
         audit::Audit,
         tokens::Tokens,
@@ -163,8 +163,17 @@ impl Running {
             vec![Check::new("allocations", live < max_allocations, detail, NotReady::Full)]
         });
         let shards = relay.shards();
+        let pulse = relay.pulse();
+        let liveness = Liveness::new(move || pulse.silent_for());
+        let watched = liveness.clone();
         readiness.watch(move || {
-            vec![Check::new("shards", true, format!("{shards} of {shards} run"), NotReady::Starting)]
+            let (is_well, detail) = match watched.get() {
+                Ok(()) => (true, format!("{shards} of {shards} run")),
+                Err(silent_for) => {
+                    (false, format!("one of {shards} has not come round for {} s", silent_for.as_secs()))
+                }
+            };
+            vec![Check::new("shards", is_well, detail, NotReady::Stuck)]
         });
         let watched = certificate.clone();
         readiness.watch(move || vec![Check::new("certificate", true, watched.detail(), NotReady::Starting)]);
@@ -177,6 +186,7 @@ impl Running {
         let handles = Handles {
             clock,
             version: VERSION,
+            liveness,
             readiness: readiness.clone(),
             metrics: Arc::new(move || {
                 shown.encode().inspect_err(|error| tracing::error!(%error, "cannot show the metrics")).ok()
@@ -280,7 +290,7 @@ impl Running {
 
     /// How long ago the slowest thread that moves packets last came round.
     pub(super) fn silent_for(&self) -> Duration {
-        self.relay.silent_for()
+        self.relay.pulse().silent_for()
     }
 
     /// Waits until a part of the relay has failed that nothing but a new start brings back.
@@ -574,6 +584,44 @@ mod tests {
             assert_ne!(format!("{after:?}"), format!("{before:?}"), "{} changes nothing", key.path);
             assert_eq!(live(&after) != live(&before), key.is_live, "{}", key.path);
         }
+    }
+
+    /// What orchestrators and `healthcheck` ask, of a relay one of whose shards is held up.
+    #[test]
+    fn r7_1_a_shard_that_does_not_come_round_fails_health_and_readiness() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(
+            "state_dir = {:?}\n[relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\nself_certified = true\n\
+             [ops]\nlisten_port = 0\n",
+            folder.path().join("state")
+        );
+        let config = Config::parse(&text, folder.path()).unwrap();
+        let running = runtime.block_on(Running::start(config, None)).ok().unwrap();
+        let get = |path: &str| {
+            let url = crate::cli::http::Url::parse(&format!("{}{path}", running.ops_url())).unwrap();
+            runtime.block_on(url.get()).map(drop).map_err(|error| format!("{error:#}"))
+        };
+        let wait = |done: &dyn Fn() -> bool| {
+            let clock = Clock::start();
+            while !done() {
+                assert!(clock.mono() < Duration::from_secs(60));
+                runtime.block_on(tokio::time::sleep(Duration::from_millis(50)));
+            }
+        };
+        for path in ["/health", "/livez", "/ready"] {
+            get(path).unwrap();
+        }
+        let held = running.relay.hold_up();
+        wait(&|| get("/health").is_err());
+        for path in ["/health", "/livez"] {
+            let why = get(path).unwrap_err();
+            assert!(why.contains("503") && why.contains("has not come round for"), "{why}");
+        }
+        assert!(get("/ready").unwrap_err().contains("503 Service Unavailable: stuck"));
+        drop(held);
+        wait(&|| get("/livez").is_ok() && get("/ready").is_ok());
+        runtime.block_on(running.stop(Duration::from_secs(5)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod admin;
 pub mod audit;
 mod challenges;
 mod host;
+mod liveness;
 mod page;
 mod problem;
 mod readiness;
@@ -33,6 +34,7 @@ use tower_http::timeout::TimeoutLayer;
 
 pub use challenges::{ChallengeServer, Challenges};
 pub use host::Hosts;
+pub use liveness::Liveness;
 use problem::{no_such_method, problem};
 pub use readiness::{Check, NotReady, Readiness};
 pub use server::MAX_CONNECTIONS;
@@ -52,6 +54,8 @@ pub struct Handles {
     pub clock: Clock,
     /// Version and commit of this program.
     pub version: &'static str,
+    /// Whether what it does goes on.
+    pub liveness: Liveness,
     /// Whether new work is welcome.
     pub readiness: Readiness,
     /// The metrics in Prometheus' text format; `None` when they cannot be shown.
@@ -132,13 +136,23 @@ fn dressed(routes: Router, hosts: Option<Hosts>) -> Router {
 #[derive(Serialize)]
 struct Health {
     status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     uptime_secs: u64,
     version: &'static str,
 }
 
-async fn health(State(handles): State<Handles>) -> Json<Health> {
+async fn health(State(handles): State<Handles>) -> (StatusCode, Json<Health>) {
+    let (code, status, reason) = match handles.liveness.get() {
+        Ok(()) => (StatusCode::OK, "ok", None),
+        Err(silent_for) => {
+            let reason =
+                format!("a thread that moves packets has not come round for {} s", silent_for.as_secs());
+            (StatusCode::SERVICE_UNAVAILABLE, "stuck", Some(reason))
+        }
+    };
     let uptime_secs = handles.clock.mono().as_secs();
-    Json(Health { status: "ok", uptime_secs, version: handles.version })
+    (code, Json(Health { status, reason, uptime_secs, version: handles.version }))
 }
 
 #[derive(Serialize)]
@@ -215,6 +229,7 @@ mod tests {
         Handles {
             clock: Clock::start(),
             version: "1.2.3 (commit abc)",
+            liveness: Liveness::new(|| Duration::from_millis(250)),
             readiness: Readiness::default(),
             metrics: Arc::new(|| Some("# EOF\n".into())),
             descriptor: Arc::new(ArcSwap::from_pointee(Descriptor {
@@ -300,6 +315,24 @@ mod tests {
         let (_, _, body) = ask(&server, "GET", "/readyz?verbose=1").await;
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!(body["checks"][2]["ok"], false);
+        assert_eq!(ask(&server, "GET", "/livez").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn r7_1_a_relay_that_is_stuck_is_not_alive() {
+        let silent_secs = Arc::new(std::sync::atomic::AtomicU64::new(61));
+        let shown = silent_secs.clone();
+        let silent_for = move || Duration::from_secs(shown.load(std::sync::atomic::Ordering::Relaxed));
+        let server = start(Handles { liveness: Liveness::new(silent_for), ..handles() }).await;
+        for path in ["/health", "/livez"] {
+            let (status, head, body) = ask(&server, "GET", path).await;
+            assert!(status == 503 && head.contains("content-type: application/json"), "{head}");
+            let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+            let reason = "a thread that moves packets has not come round for 61 s";
+            assert_eq!((&body["status"], &body["reason"]), (&"stuck".into(), &reason.into()));
+        }
+        // It may come round again.
+        silent_secs.store(0, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(ask(&server, "GET", "/livez").await.0, 200);
     }
 

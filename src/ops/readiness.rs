@@ -20,8 +20,8 @@ pub enum NotReady {
     Draining,
     /// There is no room for another allocation.
     Full,
-    /// The certificate has expired: no client can connect that checks it.
-    Certificate,
+    /// A part of the relay does not come round: clients of that part are not served.
+    Stuck,
 }
 
 /// One of the things that were looked at.

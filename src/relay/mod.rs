@@ -41,5 +41,5 @@ mod unproven;
 
 pub use auth::{Admission, Issuer, Pinned};
 pub use handle::{LegInfo, RelayHandle};
-pub use server::{DATAGRAM_RECEIVE_BUFFER_BYTES, MAX_SHARDS, RelayConfig, RelayServer, StartError};
+pub use server::{DATAGRAM_RECEIVE_BUFFER_BYTES, MAX_SHARDS, Pulse, RelayConfig, RelayServer, StartError};
 pub use tls::TlsIdentity;

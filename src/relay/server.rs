@@ -4,7 +4,10 @@ use std::{
     io,
     net::{SocketAddr, UdpSocket},
     num::NonZeroU8,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::available_parallelism,
     time::Duration,
 };
@@ -298,17 +301,15 @@ impl RelayServer {
         }
     }
 
-    /// How long ago the slowest shard last came round. Each does four times a second, whatever else it has to do: one
-    /// that has not for seconds is stuck, and its clients with it.
-    pub fn silent_for(&self) -> Duration {
-        let now = self.hub.clock.mono();
-        let rounds = self.shards.iter().map(|shard| now.saturating_sub(shard.last_round()));
-        rounds.max().unwrap_or_default()
+    /// By which others see whether its shards come round.
+    pub fn pulse(&self) -> Pulse {
+        let rounds_ms = self.shards.iter().map(RunningShard::round_ms).collect();
+        Pulse { clock: self.hub.clock, rounds_ms }
     }
 
     /// Keeps one shard from coming round.
     #[cfg(test)]
-    pub(super) fn hold_up(&self) -> Option<impl Drop + '_> {
+    pub(crate) fn hold_up(&self) -> Option<impl Drop + '_> {
         self.shards.last().map(RunningShard::hold_up)
     }
 
@@ -316,6 +317,23 @@ impl RelayServer {
     /// back but a new start. Cancel-safe; for one caller.
     pub async fn lost(&self) {
         self.lost.notified().await;
+    }
+}
+
+/// Whether the shards of a [`RelayServer`] come round; clones are the same.
+#[derive(Debug, Clone)]
+pub struct Pulse {
+    clock: Clock,
+    rounds_ms: Arc<[Arc<AtomicU64>]>,
+}
+
+impl Pulse {
+    /// How long ago the slowest shard last came round. Each does four times a second, whatever else it has to do: one
+    /// that has not for seconds is stuck, and its clients with it.
+    pub fn silent_for(&self) -> Duration {
+        let now = self.clock.mono();
+        let rounds = self.rounds_ms.iter().map(|ms| Duration::from_millis(ms.load(Ordering::Relaxed)));
+        rounds.map(|round| now.saturating_sub(round)).max().unwrap_or_default()
     }
 }
 

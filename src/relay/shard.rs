@@ -61,8 +61,8 @@ pub(super) struct Shard {
     /// What the lists were when all legs were last compared with them.
     list_changes: AtomicU64,
     sweeps: AtomicU64,
-    /// When its thread last came round, in monotonic milliseconds.
-    round_ms: AtomicU64,
+    /// When its thread last came round, in monotonic milliseconds; read by those who see whether it is alive.
+    round_ms: Arc<AtomicU64>,
 }
 
 impl Shard {
@@ -75,7 +75,7 @@ impl Shard {
             legs: Mutex::default(),
             list_changes: AtomicU64::new(0),
             sweeps: AtomicU64::new(0),
-            round_ms: AtomicU64::new(0),
+            round_ms: Arc::default(),
         }
     }
 
@@ -263,9 +263,9 @@ impl RunningShard {
         Ok(Self { stop: Some(stop), thread, shard })
     }
 
-    /// When its thread last came round, as monotonic time: it does four times a second.
-    pub fn last_round(&self) -> Duration {
-        Duration::from_millis(self.shard.round_ms.load(Ordering::Relaxed))
+    /// When its thread last came round, in monotonic milliseconds: it does four times a second.
+    pub fn round_ms(&self) -> Arc<AtomicU64> {
+        self.shard.round_ms.clone()
     }
 
     /// Keeps its thread from coming round.

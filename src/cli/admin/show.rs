@@ -66,6 +66,11 @@ fn list<'a>(answer: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     answer[key].as_array().into_iter().flatten()
 }
 
+/// A token that names none has its signer's own.
+fn tier(value: &Value) -> String {
+    if value.is_null() { "default".into() } else { text(value) }
+}
+
 pub(super) fn allocations(answer: &Value) -> String {
     let rows = list(answer, "allocations").map(|it| {
         vec![
@@ -77,7 +82,7 @@ pub(super) fn allocations(answer: &Value) -> String {
             bytes(number(&it["sent"]["peer"]["bytes"])),
             it["limits"]["quota_bytes"].as_u64().map_or("-".into(), bytes),
             duration(number(&it["age_secs"])),
-            text(&it["tier"]),
+            tier(&it["tier"]),
         ]
     });
     let header = ["ID", "STATE", "DEVICE", "CONNS", "FROM DEVICE", "FROM PEER", "QUOTA", "AGE", "TIER"];
@@ -103,7 +108,7 @@ pub(super) fn allocation(it: &Value) -> String {
         ("allocation id", text(&it["allocation_id"])),
         ("device", text(&it["device_id"])),
         ("peer", text(&it["peer_id"])),
-        ("tier", text(&it["tier"])),
+        ("tier", tier(&it["tier"])),
         ("state", text(&it["state"])),
         ("from device", sent("device")),
         ("from peer", sent("peer")),
@@ -239,6 +244,15 @@ mod tests {
         let shown = blocks(&answer);
         assert!(!shown.contains(['\u{1b}', '\u{202e}']) && shown.lines().count() == 2, "{shown:?}");
         assert!(shown.contains("a\\u{1b}[2J"), "{shown}");
+    }
+
+    #[test]
+    fn an_allocation_whose_token_names_no_tier_has_the_default_one() {
+        for (tier, shown) in [(json!(null), "default"), (json!("gold"), "gold")] {
+            let one = json!({ "id": "00ff", "tier": tier });
+            assert!(allocations(&json!({ "allocations": [one] })).ends_with(shown));
+            assert!(allocation(&one).contains(&format!("tier            {shown}\n")));
+        }
     }
 
     #[test]

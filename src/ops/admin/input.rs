@@ -51,6 +51,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Told<T> {
             ));
         }
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        // serde would read the fields of a list in their order.
+        if text.trim_ascii_start().first() != Some(&b'{') {
+            return Err(bad("the body is not understood: a JSON object is expected"));
+        }
         serde_json::from_slice(text)
             .map(Self)
             .map_err(|error| bad(format!("the body is not understood: {error}")))

@@ -459,6 +459,19 @@ async fn r10_draining_ends_at_its_deadline_and_can_be_taken_back() {
     assert_eq!(api.ask("GET", "/admin/drain").await.json()["draining"], false);
     assert_eq!(api.told(), ["draining true", "draining false"]);
     assert_eq!(api.tell("POST", "/admin/drain", r#"{"deadline_secs":86401}"#).await.status, 400);
+    // A list is no object, even where serde takes one for it.
+    for (method, path, body) in [
+        ("POST", "/admin/drain", "[]"),
+        ("POST", "/admin/drain", " [0]"),
+        ("POST", "/admin/drain", "null"),
+        ("POST", "/admin/blocks", r#"["203.0.113.7",60,"scans"]"#),
+        ("PUT", "/admin/log", r#"["info"]"#),
+    ] {
+        let answer = api.tell(method, path, body).await;
+        assert_eq!(answer.status, 400, "{body}: {answer:?}");
+        assert!(answer.body.contains("a JSON object is expected"), "{answer:?}");
+    }
+    assert!(api.told().is_empty() && api.ask("GET", "/admin/blocks").await.json()["total"] == 0);
     // A second one replaces the first: only its deadline comes.
     assert_eq!(api.tell("POST", "/admin/drain", r#"{"deadline_secs":3600}"#).await.status, 202);
     assert_eq!(api.tell("POST", "/admin/drain", r#"{"deadline_secs":0}"#).await.status, 202);

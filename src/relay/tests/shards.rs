@@ -224,8 +224,8 @@ fn a_shard_that_does_not_come_round_is_noticed() {
     let harness = harness();
     let wait = |until: &dyn Fn(Duration) -> bool| {
         let started = harness.clock.mono();
-        while !until(harness.server.silent_for()) {
-            assert!(harness.clock.mono() - started < PATIENCE, "{:?}", harness.server.silent_for());
+        while !until(harness.server.pulse().silent_for()) {
+            assert!(harness.clock.mono() - started < PATIENCE, "{:?}", harness.server.pulse().silent_for());
             std::thread::yield_now();
         }
     };
