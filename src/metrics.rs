@@ -3,6 +3,7 @@
 //! Counters end in `_total`; no label takes a value that a caller chooses.
 
 mod allocations;
+mod countries;
 mod guard;
 mod security;
 mod striped;
@@ -15,6 +16,7 @@ use prometheus::{
 };
 
 use self::allocations::Distributions;
+pub use self::countries::{CountryMetrics, FromCountry};
 pub use self::guard::{GuardIgnored, GuardMetrics, GuardRefused};
 pub use self::security::{SecurityKind, SecurityMetrics, WebhookOutcome};
 pub use self::striped::Counter;
@@ -160,12 +162,15 @@ pub struct Metrics {
     pub shard_handoffs: IntCounter,
     /// Connections now, by shard.
     shard_connections: IntGaugeVec,
+    region: IntGaugeVec,
     /// Connections whose client appeared at another address.
     pub migrations: IntCounter,
     /// Sessions that ended by a panic. Anything but 0 is a bug.
     pub session_panics: IntCounter,
     /// Batches of packets dropped for a panic. Anything but 0 is a bug.
     pub socket_panics: IntCounter,
+    /// From which countries clients come.
+    pub countries: CountryMetrics,
     /// What the guard did.
     pub guard: GuardMetrics,
     /// Security events.
@@ -285,6 +290,14 @@ impl Metrics {
             "Attempts to have a certificate signed by an authority (ACME).",
             &["outcome"],
         )?;
+        let region = IntGaugeVec::new(
+            Opts::new(
+                "zrc_relay_region_info",
+                "Always 1: the region that the relay stands in, where it has one.",
+            ),
+            &["region"],
+        )?;
+        r.register(Box::new(region.clone()))?;
         let build = IntGaugeVec::new(Opts::new("zrc_relay_build_info", "Always 1."), &["version", "commit"])?;
         r.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("ZRC_COMMIT")]).set(1);
@@ -361,6 +374,7 @@ impl Metrics {
                 "QUIC packets that arrived at another shard's socket and were handed over.",
             )?,
             shard_connections,
+            region,
             migrations: counter(
                 r,
                 "zrc_relay_migrations_total",
@@ -377,6 +391,7 @@ impl Metrics {
                 "Sessions that ended by a panic; anything but 0 is a bug.",
             )?,
             distributions: Distributions::new(r)?,
+            countries: CountryMetrics::new(r)?,
             guard: GuardMetrics::new(r)?,
             security: SecurityMetrics::new(r)?,
             registry,
@@ -390,6 +405,11 @@ impl Metrics {
             Role::Device => device,
             Role::Peer => peer,
         }
+    }
+
+    /// Names the region that the relay stands in, so that several relays can be added up by it.
+    pub fn set_region(&self, region: &str) {
+        self.region.with_label_values(&[region]).set(1);
     }
 
     /// Connections of one shard.

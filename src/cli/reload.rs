@@ -163,7 +163,7 @@ impl Source {
 
 /// The configuration file, if there is one, and all that it names.
 fn files_of(sources: &Sources, config: &Config) -> Vec<PathBuf> {
-    sources.file.iter().chain(&config.relay.key_files).cloned().collect()
+    sources.file.iter().chain(&config.relay.key_files).chain(&config.ops.geoip_file).cloned().collect()
 }
 
 /// All that the files hold. One that cannot be read counts as empty.

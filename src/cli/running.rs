@@ -19,6 +19,7 @@ use crate::{
     acme::Answers,
     clock::Clock,
     config::{self, Certificate, Config, Standing},
+    geoip::Database,
     guard::{
         EventSettings, GuardSettings, PerMinute, SecurityEvents, SigningKeys, Timing, Webhook,
         WebhookSettings,
@@ -49,6 +50,7 @@ pub(super) struct Running {
     readiness: Readiness,
     /// Sends security events for as long as it is here.
     _webhook: Option<Webhook>,
+    metrics: Arc<Metrics>,
     certificate: Arc<Shown>,
     renewal: Option<Renewal>,
     /// Where it is written how clients find it.
@@ -84,6 +86,10 @@ impl Running {
             (state.certificate, origin) = (certificate, Origin::Acme);
         }
         let metrics = Arc::new(Metrics::new().or_fail(Exit::Software, "cannot declare the metrics")?);
+        show_countries(&metrics, ops.countries);
+        if let Some(region) = &wanted.region {
+            metrics.set_region(region);
+        }
         let settings = EventSettings {
             log_addresses: reporting.log_addresses,
             log_lines_per_sec: reporting.log_lines_per_sec,
@@ -206,7 +212,7 @@ impl Running {
             clock,
             version: VERSION,
             readiness: readiness.clone(),
-            metrics,
+            metrics: metrics.clone(),
             guard: relay.guard().clone(),
             control: Arc::new(Controlled { relay: handle, log, certificate: certificate.clone() }),
             descriptor: certificate.descriptor().clone(),
@@ -220,13 +226,24 @@ impl Running {
         let renewal = (!acme.domains.is_empty())
             .then(|| Renewal::start(acme, folder, answers, measured, certificate.acme_validity()));
         readiness.set_ready();
-        Ok(Self { relay, ops, admin, readiness, _webhook: webhook, certificate, renewal, descriptor_path })
+        Ok(Self {
+            relay,
+            ops,
+            admin,
+            readiness,
+            metrics,
+            _webhook: webhook,
+            certificate,
+            renewal,
+            descriptor_path,
+        })
     }
 
     /// Puts in force what can change while it runs: who may come, who may have what, and the certificate.
     pub(super) fn apply(&self, config: Config) {
         self.relay.set_admission(admission(&config.relay));
         self.certificate.apply(&self.relay, config.relay.certificate, &config.relay.server_name);
+        show_countries(&self.metrics, config.ops.countries);
         self.relay.guard().configure(&guard_settings(config.guard));
     }
 
@@ -313,6 +330,23 @@ impl Running {
         self.begin_leaving();
         self.relay.shutdown(deadline).await;
         tokio::join!(self.ops.stop(), self.admin.stop());
+    }
+}
+
+/// Has connections counted by this database's countries.
+fn show_countries(metrics: &Metrics, database: Option<Arc<Database>>) {
+    let before = metrics.countries.configure(database.clone());
+    match (before, database) {
+        (Some(before), Some(now)) if before == now => {}
+        (_, Some(now)) => {
+            tracing::info!(
+                database = now.kind(),
+                built_at_unix = now.built_at_unix(),
+                "GeoIP database in use"
+            );
+        }
+        (Some(_), None) => tracing::info!("GeoIP database no longer in use"),
+        (None, None) => {}
     }
 }
 
@@ -487,6 +521,7 @@ mod tests {
         "relay.quic_cert_path",
         "relay.quic_key_path",
         "relay.device_file",
+        "ops.geoip_path",
         "relay.issuer.key_path",
         "acme.domains",
         "acme.accept_terms",

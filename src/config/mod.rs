@@ -125,7 +125,7 @@ impl Config {
                 key_files: Vec::new(),
             },
             guard: Guard::without_limits(),
-            ops: Ops { listen: loopback, allowed_hosts: Vec::new() },
+            ops: Ops { listen: loopback, countries: None, geoip_file: None, allowed_hosts: Vec::new() },
             security: Security::default(),
             log: Log::default(),
             admin: Admin::default(),
@@ -164,7 +164,7 @@ fn check(layers: Layers, folder: &Path, mut faults: Vec<Fault>) -> (Result<Confi
     let is_named = relay.contains_key("server_name");
     let (mut relay, relay_keys) = relay::read_relay(relay, folder, &mut faults);
     let (guard, guard_keys) = Guard::read(guard, &mut faults);
-    let (ops, ops_keys) = ops::read_ops(ops, &mut faults);
+    let (ops, ops_keys) = ops::read_ops(ops, folder, &mut faults);
     let (security, security_keys) = Security::read(security, folder, &mut faults);
     let (log, log_keys) = Log::read(log, &mut faults);
     let (admin, admin_keys) = Admin::read(admin, folder, &mut faults);

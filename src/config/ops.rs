@@ -1,31 +1,57 @@
 //! The section `[ops]`: health, metrics and descriptor.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::pki_types::ServerName;
 use toml::{Table, Value};
 
 use super::{
     DEFAULT_OPS_PORT, Fault,
-    read::{self, Section},
+    read::{self, Reason, Section},
 };
+use crate::geoip::Database;
+
+/// Databases of cities have some 130 MB, those of countries a tenth of that.
+const MAX_GEOIP_BYTES: u64 = 512 * 1024 * 1024;
+const GEOIP_EXAMPLE: &str = r#""/usr/share/GeoIP/GeoLite2-Country.mmdb""#;
 
 /// The section `[ops]`.
 #[derive(Debug)]
 pub struct Ops {
     /// Where to listen, TCP.
     pub listen: SocketAddr,
+    /// Knows which countries clients come from.
+    pub countries: Option<Arc<Database>>,
+    /// The file that it was read from.
+    pub geoip_file: Option<PathBuf>,
     /// Names that HTTP is asked by here and on the admin port, besides addresses and private ones.
     pub allowed_hosts: Vec<String>,
 }
 
-pub(super) fn read_ops(table: Table, faults: &mut Vec<Fault>) -> (Ops, Vec<String>) {
+pub(super) fn read_ops(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> (Ops, Vec<String>) {
     let mut ops = Section::new("ops", table, faults);
     let listen_addr =
         ops.read("listen_addr", r#""127.0.0.1""#, read::ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let listen_port = ops.read("listen_port", "9433", read::number(0..=u16::MAX)).unwrap_or(DEFAULT_OPS_PORT);
     let allowed_hosts = ops.read("allowed_hosts", r#"["relay.example.com"]"#, hosts).unwrap_or_default();
-    (Ops { listen: SocketAddr::new(listen_addr, listen_port), allowed_hosts }, ops.finish())
+    let geoip = ops.read("geoip_path", GEOIP_EXAMPLE, |value| countries(value, folder));
+    let (geoip_file, countries) = geoip.unzip();
+    let listen = SocketAddr::new(listen_addr, listen_port);
+    (Ops { listen, countries, geoip_file, allowed_hosts }, ops.finish())
+}
+
+/// The file and what is in it.
+fn countries(value: &Value, folder: &Path) -> Result<(PathBuf, Arc<Database>), Reason> {
+    let path = folder.join(read::text(value)?);
+    let mut bytes = read::file(&path, MAX_GEOIP_BYTES)?;
+    let database = Database::new(std::mem::take(&mut bytes)).map_err(|error| {
+        format!("the file {} is no database in MaxMind's format (MMDB): {error}", path.display())
+    })?;
+    Ok((path, Arc::new(database)))
 }
 
 /// Names without ports; `*` for all there are.

@@ -90,9 +90,18 @@ fn the_examples_comments_can_be_used() {
         .lines()
         // These name files.
         .filter(|line| {
-            !["quic_", "webhook_", "device_file", "key_path", "cert_path", "ca_path", "otlp_url"]
-                .iter()
-                .any(|key| line.contains(key))
+            ![
+                "quic_",
+                "webhook_",
+                "device_file",
+                "key_path",
+                "cert_path",
+                "ca_path",
+                "geoip_path",
+                "otlp_url",
+            ]
+            .iter()
+            .any(|key| line.contains(key))
         })
         .map(|line| if line.starts_with("#") && !line.starts_with("# ") { &line[1..] } else { line })
         .flat_map(|line| [line, "\n"])

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     guard::{Limit, SecurityEvent, Subject, Turned, ValidatedSource},
-    metrics::DropReason,
+    metrics::{DropReason, FromCountry},
     table::{ConnId, Joined},
     wire::{
         AllocationId, Claims, CloseCode,
@@ -181,6 +181,7 @@ async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) -> Option<(Gua
     };
     drop(unauthenticated);
     guard.joined = true;
+    guard.of_country = hub.metrics.countries.arrived(from);
     let (send, reader) = control?;
     // Before what is relayed. An error would say that the stream is closed; the first write says it too.
     let _ = send.set_priority(1);
@@ -210,6 +211,8 @@ struct Guard {
     connection: quinn::Connection,
     /// Connections of the shard.
     of_shard: IntGauge,
+    /// Connections of its country, once it is let in; `None` where nobody knows countries.
+    of_country: Option<FromCountry>,
     /// The code that this side closed with.
     code: Option<CloseCode>,
     /// Whether it was let into an allocation.
@@ -222,7 +225,16 @@ impl Guard {
         hub.metrics.connections_opened.inc();
         hub.metrics.connections.inc();
         of_shard.inc();
-        Self { hub, id, connection, of_shard, code: None, joined: false, early_datagrams: 0 }
+        Self {
+            hub,
+            id,
+            connection,
+            of_shard,
+            of_country: None,
+            code: None,
+            joined: false,
+            early_datagrams: 0,
+        }
     }
 }
 
@@ -240,6 +252,7 @@ impl Drop for Guard {
         self.hub.leave(self.id);
         self.hub.metrics.connection_closed(code);
         self.of_shard.dec();
+        drop(self.of_country.take());
         // What was never let in is an attacker's to repeat; it does not fill the log.
         if self.joined {
             tracing::info!(connection = self.id.0, code = code.name(), "connection ended");

@@ -68,7 +68,10 @@ def metrics(binary, tmp_path_factory) -> Metrics:
     """Of a relay that runs."""
     state = tmp_path_factory.mktemp("metrics")
     relay = subprocess.Popen(
-        [binary, "serve", "--dev", "--state-dir", state], stderr=subprocess.PIPE, text=True
+        # What is shown by country and region is only there where somebody wants it.
+        [binary, "serve", "--dev", "--state-dir", state, "--set", "relay.region=here",
+         "--set", f"ops.geoip_path={ROOT / 'tests/vectors/countries.mmdb'}"],
+        stderr=subprocess.PIPE, text=True
     )
     try:
         ops = next(m[1] for line in relay.stderr if (m := re.search(r"(http://127\.0\.0\.1:\d+)", line)))

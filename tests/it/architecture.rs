@@ -14,7 +14,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("table", &["wire"]),
     // The one reader of clocks, and what everything above may count and log with.
     ("clock", &["table"]),
-    ("metrics", &["table", "wire"]),
+    ("geoip", &[]),
+    ("metrics", &["geoip", "table", "wire"]),
     ("telemetry", &[]),
     // What both ends of a connection do to their transport.
     ("quic", &[]),
@@ -33,7 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // A program that embeds the client gets none of the relay.
     ("client", &["clock", "quic", "wire"]),
     // Read by `cli`, which hands each service its own settings.
-    ("config", &["table", "telemetry", "wire"]),
+    ("config", &["geoip", "table", "telemetry", "wire"]),
     (
         "cli",
         &[
@@ -43,6 +44,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "cluster",
             "config",
             "events",
+            "geoip",
             "guard",
             "metrics",
             "ops",

@@ -21,6 +21,7 @@ mod cli_clients;
 mod cli_manual;
 mod cli_serve;
 mod client;
+mod countries;
 mod init;
 mod leaks;
 mod log;

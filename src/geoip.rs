@@ -1,0 +1,189 @@
+//! Which country an address is in, by a database of the operator's choice: a MaxMind DB, as MaxMind, DB-IP and IPinfo
+//! publish them. Bytes in, countries out.
+//!
+//! The database is the operator's, and it comes from elsewhere: whatever is in it, a country is two capital letters or
+//! [`Country::UNKNOWN`], so that it can be a label of metrics.
+
+use std::{fmt, net::IpAddr};
+
+use maxminddb::{LookupResult, PathElement, Reader};
+
+/// A country as ISO 3166-1 names it in two letters, or none that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Country(Option<[u8; 2]>);
+
+impl Country {
+    /// What is said of addresses that the database does not have, or has no country for.
+    pub const UNKNOWN: Self = Self(None);
+    /// How many there can be, [`Country::UNKNOWN`] among them.
+    pub const COUNT: usize = 26 * 26 + 1;
+
+    /// Two capital letters; anything else is no country.
+    fn new(code: &str) -> Option<Self> {
+        match code.as_bytes() {
+            &[a, b] if a.is_ascii_uppercase() && b.is_ascii_uppercase() => Some(Self(Some([a, b]))),
+            _ => None,
+        }
+    }
+
+    /// Below [`Country::COUNT`], for each another one.
+    pub fn index(self) -> usize {
+        let letter = |letter: u8| usize::from(letter.saturating_sub(b'A'));
+        self.0.map_or(Self::COUNT - 1, |[a, b]| letter(a) * 26 + letter(b))
+    }
+}
+
+impl fmt::Display for Country {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some([a, b]) => write!(f, "{}{}", char::from(a), char::from(b)),
+            None => f.write_str("unknown"),
+        }
+    }
+}
+
+/// Where databases have the code: MaxMind and DB-IP, IPinfo, older ones of IPinfo's, and where MaxMind knows only to
+/// whom the network was given.
+const PLACES: [&[PathElement<'static>]; 4] = [
+    &[PathElement::Key("country"), PathElement::Key("iso_code")],
+    &[PathElement::Key("country_code")],
+    &[PathElement::Key("country")],
+    &[PathElement::Key("registered_country"), PathElement::Key("iso_code")],
+];
+
+/// A database, whole in memory.
+pub struct Database(Reader<Vec<u8>>);
+
+/// Of the same maker and time.
+impl PartialEq for Database {
+    fn eq(&self, other: &Self) -> bool {
+        (self.kind(), self.built_at_unix()) == (other.kind(), other.built_at_unix())
+    }
+}
+
+impl Database {
+    /// Takes the bytes of a file.
+    ///
+    /// # Errors
+    /// They are no MaxMind DB; the text says what is wrong with them.
+    pub fn new(bytes: Vec<u8>) -> Result<Self, String> {
+        Reader::from_source(bytes).map(Self).map_err(|error| error.to_string())
+    }
+
+    /// Where this address is said to be. IPv4-mapped ones count as IPv4. Takes microseconds.
+    pub fn country(&self, ip: IpAddr) -> Country {
+        let Ok(found) = self.0.lookup(ip.to_canonical()) else { return Country::UNKNOWN };
+        PLACES.into_iter().find_map(|place| code(&found, place)).unwrap_or(Country::UNKNOWN)
+    }
+
+    /// What its maker calls it, as `GeoLite2-Country`.
+    pub fn kind(&self) -> &str {
+        &self.0.metadata().database_type
+    }
+
+    /// When it was made, in Unix seconds.
+    pub fn built_at_unix(&self) -> u64 {
+        self.0.metadata().build_epoch
+    }
+}
+
+/// What stands there, if it is a country.
+fn code(found: &LookupResult<'_, Vec<u8>>, place: &[PathElement<'_>]) -> Option<Country> {
+    found.decode_path::<&str>(place).ok().flatten().and_then(Country::new)
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, made at {}", self.kind(), self.built_at_unix())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes() -> Vec<u8> {
+        fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/countries.mmdb")).unwrap()
+    }
+
+    fn addresses() -> Vec<IpAddr> {
+        ["127.0.0.1", "::1", "192.0.2.1", "192.0.2.200", "198.51.100.70", "2001:db8::1", "ffff::", "::"]
+            .map(|ip| ip.parse().unwrap())
+            .to_vec()
+    }
+
+    #[test]
+    fn r7_2_the_usual_databases_are_understood_and_nothing_else_is_a_country() {
+        let database = Database::new(bytes()).unwrap();
+        for (ip, country) in [
+            ("127.0.0.1", "AQ"),
+            ("::ffff:127.0.0.1", "AQ"),
+            ("::1", "BV"),
+            ("192.0.2.1", "HM"),
+            ("192.0.2.200", "TF"),
+            ("2001:db8::1", "GS"),
+            ("198.51.100.1", "unknown"),
+            ("198.51.100.70", "unknown"),
+            ("198.51.100.130", "unknown"),
+            ("198.51.100.200", "unknown"),
+            ("203.0.113.1", "unknown"),
+            ("203.0.113.200", "unknown"),
+            ("2001:db8:8000::1", "unknown"),
+            ("2001:db9::1", "unknown"),
+        ] {
+            assert_eq!(database.country(ip.parse().unwrap()).to_string(), country, "{ip}");
+        }
+        assert_eq!(database.kind(), "zrc-relay-test");
+        assert!(database.built_at_unix() > 1_700_000_000);
+    }
+
+    #[test]
+    fn each_country_has_an_index_of_its_own() {
+        let mut seen = vec![false; Country::COUNT];
+        let letters = || b'A'..=b'Z';
+        let all = letters().flat_map(|a| letters().map(move |b| Country(Some([a, b]))));
+        for country in all.chain([Country::UNKNOWN]) {
+            assert!(!std::mem::replace(&mut seen[country.index()], true), "{country}");
+        }
+        assert!(seen.into_iter().all(|seen| seen));
+    }
+
+    #[test]
+    fn r7_2_a_database_that_is_cut_short_is_none_or_answers() {
+        let whole = bytes();
+        for len in 0..whole.len() {
+            if let Ok(database) = Database::new(whole[..len].to_vec()) {
+                addresses().into_iter().for_each(|ip| drop(database.country(ip).to_string()));
+            }
+        }
+        assert!(Database::new(Vec::new()).is_err());
+        assert!(Database::new(b"\xab\xcd\xefMaxMind.com".to_vec()).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+        #[test]
+        fn r7_2_a_hostile_database_makes_nobody_panic_or_wait(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+            more in prop::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let mut changed = bytes();
+            for (at, to) in changes {
+                let at = at.index(changed.len());
+                changed[at] = to;
+            }
+            changed.extend(more);
+            if let Ok(database) = Database::new(changed) {
+                for ip in addresses() {
+                    let said = database.country(ip).to_string();
+                    prop_assert!(said == "unknown" || said.len() == 2 && said.bytes().all(|b| b.is_ascii_uppercase()));
+                }
+                let _ = format!("{database:?}");
+            }
+        }
+    }
+}
