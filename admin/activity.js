@@ -5,15 +5,18 @@ import { bytes, clock, count, duration, moment, words } from "./units.js";
 
 /** Events that are kept. */
 const MOST = 500;
+/** They are shown together, so often: in a flood each alone would take all the time there is. */
+const DRAW_MS = 250;
 /** How often the audit log is read while nothing is heard of it. */
 const AUDIT_MS = 10_000;
-const LOOKS = { security: "warn", admin: "bad", missed: "warn", allocation_created: "good" };
+const LOOKS = { security: "warn", admin: "note", missed: "warn", allocation_created: "good" };
 
 let session = null;
 let events = [];
 let number = 0;
 let paused = false;
 let auditAtMs = -Infinity;
+let drawing = null;
 
 /** Listens to what people do; `it` has the `api`, and `refresh()` asks anew. */
 export function begin(it) {
@@ -41,7 +44,7 @@ export function heard(name, data) {
   events.unshift({ number, name, atMs: data.at_unix_ms ?? session.nowMs(), text: describe(name, data) });
   events.length = Math.min(events.length, MOST);
   if (name === "admin") auditAtMs = -Infinity;
-  if (!at("activity").hidden) draw();
+  if (!at("activity").hidden) drawing ??= setTimeout(draw, DRAW_MS);
 }
 
 /** How the stream of events is. */
@@ -73,6 +76,8 @@ export function forget() {
 }
 
 function draw(anyway = false) {
+  clearTimeout(drawing);
+  drawing = null;
   if (paused && !anyway) return;
   keep(at("events"), events, (it) => String(it.number), createEvent, () => {});
   at("events-empty").hidden = events.length > 0;

@@ -76,7 +76,9 @@ export function forget() {
   page = null;
   wanted.cursor = null;
   close();
+  at("find").reset();
   at("rows").replaceChildren();
+  write(at("shown"), "");
   write(at("rows-empty"), "Asking …");
   at("rows-empty").hidden = false;
 }
@@ -183,6 +185,10 @@ function close() {
   chosen = null;
   at("beside").classList.remove("open");
   at("detail").hidden = true;
+  at("detail-facts").replaceChildren();
+  at("legs").replaceChildren();
+  plot?.show([], []);
+  write(at("detail-id"), "");
   // Back to where it was opened.
   for (const row of at("rows").children) {
     row.classList.remove("chosen");

@@ -58,6 +58,10 @@ export class Api {
     return this.#ask("POST", path, {}, body);
   }
 
+  put(path, body) {
+    return this.#ask("PUT", path, {}, body);
+  }
+
   delete(path, query = {}) {
     return this.#ask("DELETE", path, query);
   }

@@ -6,14 +6,17 @@ import { Api, isToken } from "./api.js";
 import { ask, closeAll, tell } from "./dialog.js";
 import { at, write } from "./dom.js";
 import * as guard from "./guard.js";
+import * as log from "./log.js";
 import * as overview from "./overview.js";
-import { Backoff, Decoder, sleep } from "./stream.js";
+import { Backoff, Decoder, sleep, within } from "./stream.js";
 import { clock, count, duration } from "./units.js";
 
 const PERIOD_MS = 1000;
+/** A stream of events says something at least every 15 s. */
+const SILENCE_MS = 40_000;
 /** Where the token is kept: as long as the tab, and for this page alone. */
 const TOKEN_KEY = "zrc-relay.admin-token";
-const VIEWS = { overview, allocations, guard, activity };
+const VIEWS = { overview: [overview], allocations: [allocations], guard: [guard], activity: [activity, log] };
 const FIRST_VIEW = "overview";
 
 /** What the views ask with; `api` is null while nobody is signed in. */
@@ -35,7 +38,7 @@ let signedIn = null;
 let wake = null;
 let wasDraining = false;
 
-for (const view of Object.values(VIEWS)) view.begin?.(session);
+for (const view of Object.values(VIEWS).flat()) view.begin?.(session);
 addEventListener("hashchange", openView);
 document.addEventListener("visibilitychange", () => session.refresh());
 document.addEventListener("keydown", (event) => {
@@ -132,12 +135,16 @@ function signOut(text) {
   session.api = null;
   session.refresh();
   closeAll();
-  for (const view of Object.values(VIEWS)) view.forget();
+  for (const view of Object.values(VIEWS).flat()) view.forget();
   at("views").hidden = true;
   at("actions").hidden = true;
   at("notice").hidden = true;
   setReadOnly(false);
-  write(at("updated"), "");
+  // Whoever comes next may be somebody else.
+  for (const id of ["version", "nav-allocations", "nav-blocks", "updated", "told", "kill-id", "unblock-network"]) write(at(id), "");
+  write(at("name"), "zrc-relay");
+  write(at("region"), "QUIC relay");
+  at("told").hidden = true;
   showSignIn(text);
   at("token").focus();
 }
@@ -194,8 +201,8 @@ async function update(signal) {
   showStats(stats);
   overview.show(stats);
   guard.showStats(stats);
-  for (const [name, view] of Object.entries(VIEWS)) {
-    if (!at(name).hidden && !signal.aborted) await view.update?.();
+  for (const [name, views] of Object.entries(VIEWS)) {
+    for (const view of views) if (!at(name).hidden && !signal.aborted) await view.update?.();
   }
 }
 
@@ -280,12 +287,16 @@ async function listen(signal) {
   while (!signal.aborted) {
     activity.streaming("", "connecting");
     let why = "the stream ended";
+    const attempt = new AbortController();
+    const end = () => attempt.abort();
+    signal.addEventListener("abort", end);
     try {
-      const response = await session.api.events(signal);
+      const response = await within(session.api.events(attempt.signal), SILENCE_MS);
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       const decoder = new Decoder();
       activity.streaming("good", "live");
-      for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+      const read = () => within(reader.read(), SILENCE_MS);
+      for (let piece = await read(); !piece.done; piece = await read()) {
         for (const { name, data } of decoder.push(piece.value)) {
           if (name === "hello") backoff.reset();
           hear(name, data);
@@ -296,6 +307,9 @@ async function listen(signal) {
       // Whoever watches says it, and asks for another token.
       if (error.kind === "token") return;
       why = error.message;
+    } finally {
+      signal.removeEventListener("abort", end);
+      end();
     }
     const waitMs = backoff.next();
     activity.streaming("warn", `again in ${Math.ceil(waitMs / 1000)} s`);
@@ -306,6 +320,7 @@ async function listen(signal) {
 
 function hear(name, data) {
   activity.heard(name, data);
+  log.heard(name);
   allocations.heard(name, data);
 }
 

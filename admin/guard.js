@@ -56,7 +56,10 @@ export async function update() {
 /** Nothing is known any more. */
 export function forget() {
   most = PAGE;
-  at("blocks").replaceChildren();
+  for (const id of ["blocks", "security"]) at(id).replaceChildren();
+  at("block").reset();
+  write(at("level"), "–");
+  write(at("blocks-shown"), "");
   write(at("blocks-empty"), "Asking …");
   at("blocks-empty").hidden = false;
 }

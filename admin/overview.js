@@ -51,9 +51,13 @@ export function show(stats) {
   fill(at("ended"), byCode(allocations.ended, connections.closed));
 }
 
-/** Forgets what was measured: the next one may be another relay. */
+/** Nothing is known any more: the next one may be another relay. */
 export function forget() {
   history = new History(WINDOW_MS, MAX_GAP_MS);
+  styles.clear();
+  for (const plot of Object.values(plots ?? {})) plot.show([], []);
+  for (const text of document.querySelectorAll("#overview .tiles dd")) write(text, text.className === "quiet" ? "\u00a0" : "–");
+  for (const id of ["checks", "facts", "refused", "ended"]) at(id).replaceChildren();
 }
 
 function draw(group, series) {

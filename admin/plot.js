@@ -71,6 +71,7 @@ export class Plot {
     if (keys !== this.#keys) {
       this.#keys = keys;
       this.#values.clear();
+      mark(this.#chart, "aria-valuetext", null);
       this.#legend.replaceChildren(...series.map((it) => this.#legendEntry(it)));
       this.#remake();
     }

@@ -58,6 +58,19 @@ export class Backoff {
   }
 }
 
+/** What a promise comes to, unless that takes longer than so long: whoever was asked has gone without a word. */
+export async function within(promise, ms) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`nothing came for ${ms / 1000} s`)), ms);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 /** Waits, or until the signal is given. */
 export function sleep(ms, signal) {
   return new Promise((resolve) => {

@@ -1,7 +1,7 @@
 //! The status page and the dashboard of `admin/`, embedded in the program, and the policy that they are served under.
 //!
 //! Their files hold no secrets: the dashboard asks for a token, and the admin API wants it. They may load from and ask
-//! this server alone: the policy allows nothing inline and nothing from elsewhere.
+//! this server alone: the policy allows nothing inline, nothing from elsewhere, and no markup made of text.
 
 use axum::{
     Router,
@@ -12,7 +12,8 @@ use axum::{
 use sha2::{Digest, Sha256};
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
-                      img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+                      img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+                      require-trusted-types-for 'script'; trusted-types 'none'";
 
 /// A file of `admin/`.
 struct File {
@@ -49,6 +50,7 @@ const FILES: &[File] = &[
     file!("/assets/dom.js", JAVASCRIPT, "dom.js"),
     file!("/assets/guard.js", JAVASCRIPT, "guard.js"),
     file!("/assets/icon.svg", SVG, "icon.svg"),
+    file!("/assets/log.js", JAVASCRIPT, "log.js"),
     file!("/assets/metrics.js", JAVASCRIPT, "metrics.js"),
     file!("/assets/overview.js", JAVASCRIPT, "overview.js"),
     file!("/assets/page.css", CSS, "page.css"),

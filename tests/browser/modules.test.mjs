@@ -16,7 +16,7 @@ const { describe } = await load("activity.js");
 const { Api, Failure, failure, isToken } = await load("api.js");
 const { History, Rates, byLabel, parse, total, value } = await load("metrics.js");
 const { certificateState } = await load("overview.js");
-const { Backoff, Decoder, sleep } = await load("stream.js");
+const { Backoff, Decoder, sleep, within } = await load("stream.js");
 const { bytes, clock, count, duration, moment, short, ticks, trimmed } = await load("units.js");
 rmSync(folder, { recursive: true });
 
@@ -258,4 +258,10 @@ test("puts events into words", () => {
     ["security", { event: "bad_token", at_unix_ms: 1, source: null, more: { a: 1 } }, 'bad token, more {"a":1}'],
   ];
   for (const [name, data, text] of texts) assert.equal(describe(name, data), text);
+});
+
+test("what takes too long is waited for no longer", async () => {
+  assert.equal(await within(Promise.resolve(7), 1000), 7);
+  await assert.rejects(within(Promise.reject(new Error("no")), 1000), /no/);
+  await assert.rejects(within(new Promise(() => {}), 20), /nothing came for 0.02 s/);
 });

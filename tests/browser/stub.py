@@ -31,6 +31,10 @@ class Stub:
         self.role = "full"
         self.level = "normal"
         self.draining = None
+        self.filter = "info"
+        # How many events a second, and whether nothing at all is said on the stream of events any more.
+        self.flood = 0
+        self.silent = False
         self.blocks = [
             {"network": "192.0.2.0/24", "reason": "scans", "expires_at_unix": None, "configured": True},
             {"network": "2001:db8:dead::/48", "reason": HOSTILE, "expires_at_unix": None, "configured": False},
@@ -164,8 +168,14 @@ class Stub:
             ("allocation_ended", {"at_unix_ms": now, "id": "ab" * 16, "code": "IDLE", "lifetime_ms": 71_000, "bytes_used": 42_000_000}),
         ]:
             write(f"event: {name}\ndata: {json.dumps(data)}\n\n")
-        while not gone.wait(0.5):
-            write(": still here\n\n")
+        heard = 0
+        while not gone.wait(0.02 if self.flood else 0.5):
+            if self.silent:
+                continue
+            some = range(heard, heard + self.flood // 50)
+            heard += len(some)
+            flood = [{"event": "bad_token", "reason": "expired", "at_unix_ms": now, "connection": number} for number in some]
+            write("".join(f"event: security\ndata: {json.dumps(data)}\n\n" for data in flood) or ": still here\n\n")
 
     def answer(self, method, path, query, body):
         """Status and body; None for no body."""
@@ -203,6 +213,13 @@ class Stub:
             case ("DELETE", ["drain"]):
                 self.draining = None
                 return 204, None
+            case ("GET", ["log"]):
+                return 200, {"filter": self.filter}
+            case ("PUT", ["log"]):
+                if not re.fullmatch(r"[a-z0-9_:=,]+", body["filter"]):
+                    return 400, "filter is off, error, warn, info, debug or trace"
+                self.filter = body["filter"]
+                return 200, {"filter": self.filter}
             case ("GET", ["audit"]):
                 return 200, {"entries": self.audit[-int(query["tail"]) :], "total": len(self.audit)}
         return 404, "there is no such path"
@@ -265,7 +282,7 @@ class Stub:
                     stub.log(self.command.lower(), self.path, "done")
                 return self.reply(status, "application/json", "" if answer is None else json.dumps(answer))
 
-            do_GET = do_POST = do_DELETE = do
+            do_GET = do_POST = do_PUT = do_DELETE = do
 
             def file(self, path):
                 name = "dashboard.html" if path in ("/", "/dashboard") else path.removeprefix("/assets/")
