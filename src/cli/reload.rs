@@ -163,7 +163,8 @@ impl Source {
 
 /// The configuration file, if there is one, and all that it names.
 fn files_of(sources: &Sources, config: &Config) -> Vec<PathBuf> {
-    sources.file.iter().chain(&config.relay.key_files).chain(&config.ops.geoip_file).cloned().collect()
+    let named = config.relay.key_files.iter().chain(&config.ops.geoip_file).chain(&config.admin.key_files);
+    sources.file.iter().chain(named).cloned().collect()
 }
 
 /// All that the files hold. One that cannot be read counts as empty.

@@ -26,7 +26,7 @@ use crate::{
     },
     metrics::Metrics,
     ops::{
-        Check, Handles, Hosts, Liveness, NotReady, OpsServer, Readiness,
+        BlockFile, Check, Handles, Hosts, Liveness, NotReady, OpsServer, Readiness,
         admin::{self, AdminServer},
         audit::Audit,
         tokens::Tokens,
@@ -144,6 +144,8 @@ impl Running {
             Failure { exit, error: anyhow::Error::new(error).context(hint) }
         })?;
 
+        // Whoever is quicker than this has to go when it is in force.
+        let blocks = BlockFile::open(&state.folder, relay.guard().clone(), clock);
         let listening = relay.local_addr();
         let descriptor = Descriptor {
             addr: match wanted.public.as_ref() {
@@ -214,6 +216,7 @@ impl Running {
             readiness: readiness.clone(),
             metrics: metrics.clone(),
             guard: relay.guard().clone(),
+            blocks: Arc::new(blocks),
             control: Arc::new(Controlled { relay: handle, log, certificate: certificate.clone() }),
             descriptor: certificate.descriptor().clone(),
             max_allocations,
@@ -245,6 +248,24 @@ impl Running {
         self.certificate.apply(&self.relay, config.relay.certificate, &config.relay.server_name);
         show_countries(&self.metrics, config.ops.countries);
         self.relay.guard().configure(&guard_settings(config.guard));
+        self.show_to_administrators(config.admin.certificate);
+    }
+
+    /// Whether it is HTTPS or HTTP that is spoken was decided when the address was listened on.
+    fn show_to_administrators(&self, certificate: Option<Certificate>) {
+        match certificate.map(admin_tls).transpose() {
+            Ok(Some(tls)) => {
+                if !self.admin.set_tls(tls) {
+                    tracing::warn!(
+                        "the admin port goes on as it is; it has a certificate from the next start on"
+                    );
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(%error, "the admin certificate cannot be changed; the last one stays");
+            }
+        }
     }
 
     /// How clients find it, now.
@@ -363,22 +384,25 @@ async fn listen_for_administrators(admin: &mut AdminServer, wanted: config::Admi
         )?;
     }
     if let Some(listen) = wanted.listen {
-        let tls = wanted.certificate.map(|certificate| {
-            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-                .with_safe_default_protocol_versions()?
-                .with_no_client_auth()
-                .with_single_cert(certificate.chain, certificate.key)?;
-            tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-            Ok::<_, rustls::Error>(Arc::new(tls))
-        });
-        let tls = tls.transpose().or_fail(Exit::Config, "admin.cert_path cannot be used")?;
+        let tls = wanted.certificate.map(admin_tls).transpose();
+        let tls = tls.or_fail(Exit::Config, "admin.cert_path cannot be used")?;
         admin
             .listen_tcp(listen, tls)
             .await
             .or_fail(Exit::Unavailable, format!("cannot listen on TCP {listen} ([admin])"))?;
     }
     Ok(())
+}
+
+/// HTTPS for administrators.
+fn admin_tls(certificate: Certificate) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(certificate.chain, certificate.key)?;
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(tls))
 }
 
 /// Who may have what, as the relay wants it told.

@@ -28,6 +28,8 @@ pub struct Admin {
     pub listen: Option<SocketAddr>,
     /// What HTTPS shows; `None` for plain HTTP.
     pub certificate: Option<Certificate>,
+    /// The files that it was read from.
+    pub key_files: Vec<PathBuf>,
     /// The tokens' hashes; `None` for the file in the state directory.
     pub token_file: Option<PathBuf>,
 }
@@ -35,11 +37,12 @@ pub struct Admin {
 /// Says nothing of the key.
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { socket, listen, certificate, token_file } = self;
+        let Self { socket, listen, certificate, key_files, token_file } = self;
         f.debug_struct("Admin")
             .field("socket", socket)
             .field("listen", listen)
             .field("certificate", certificate)
+            .field("key_files", key_files)
             .field("token_file", token_file)
             .finish()
     }
@@ -60,7 +63,8 @@ impl Admin {
         let port =
             admin.read("listen_port", "9434", read::number(0..=u16::MAX)).unwrap_or(DEFAULT_ADMIN_PORT);
         let token_file = admin.read("token_file", r#""/etc/zrc-relay/admin.tokens""#, path);
-        let certificate = read_certificate(&mut admin, folder);
+        let mut key_files = Vec::new();
+        let certificate = read_certificate(&mut admin, folder, &mut key_files);
         let cleartext = admin.read("allow_cleartext", "true", read::switch).unwrap_or(false);
         let has_tls = admin.was_given("cert_path") || admin.was_given("key_path");
         if let Some(addr) = addr.filter(|addr| !is_loopback(*addr) && !has_tls && !cleartext) {
@@ -79,7 +83,7 @@ impl Admin {
             admin.fault("listen_addr", None, reason.into(), r#"listen_addr = "::""#.into());
         }
         let listen = addr.map(|addr| SocketAddr::new(addr, port));
-        (Self { socket, listen, certificate, token_file }, admin.finish())
+        (Self { socket, listen, certificate, key_files, token_file }, admin.finish())
     }
 }
 
@@ -87,9 +91,17 @@ fn is_loopback(addr: IpAddr) -> bool {
     addr.to_canonical().is_loopback()
 }
 
-/// Both files or neither.
-fn read_certificate(admin: &mut Section<'_>, folder: &Path) -> Option<Certificate> {
-    let path = |value: &Value| read::text(value).map(|path| folder.join(path));
+/// Both files or neither. Adds their paths to those that are watched.
+fn read_certificate(
+    admin: &mut Section<'_>,
+    folder: &Path,
+    key_files: &mut Vec<PathBuf>,
+) -> Option<Certificate> {
+    let mut path = |value: &Value| {
+        let path = folder.join(read::text(value)?);
+        key_files.push(path.clone());
+        Ok::<_, Reason>(path)
+    };
     let chain = admin.read("cert_path", r#""/etc/zrc-relay/admin.pem""#, |value| {
         let pem = read::file(&path(value)?, MAX_PEM_BYTES)?;
         let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
@@ -167,7 +179,9 @@ mod tests {
         std::fs::write(&cert_path, cert.pem()).unwrap();
         std::fs::write(&key_path, key.serialize_pem()).unwrap();
         let tls = format!("cert_path = {cert_path:?}\nkey_path = {key_path:?}\n");
-        assert!(parse(&format!("listen_addr = \"::\"\n{tls}")).unwrap().certificate.is_some());
+        let with_tls = parse(&format!("listen_addr = \"::\"\n{tls}")).unwrap();
+        assert!(with_tls.certificate.is_some());
+        assert_eq!(with_tls.key_files, [cert_path.clone(), key_path.clone()]);
         assert_eq!(parse(&tls).unwrap_err()[0].0, "admin.listen_addr");
         let half = parse(&format!("listen_addr = \"::\"\ncert_path = {cert_path:?}\n")).unwrap_err();
         assert_eq!(half[0].0, "admin.key_path");

@@ -193,6 +193,11 @@ impl Settings {
         get(&self.values, path).is_some()
     }
 
+    /// The text that a key which is no secret is set to.
+    pub fn text(&self, path: &str) -> Option<&str> {
+        get(&self.values, path).filter(|_| !read::is_secret(path)).and_then(Value::as_str)
+    }
+
     /// Every key there is, in the order of the example, and each entry of each list.
     pub fn all(&self) -> Vec<Setting> {
         let mut shown = Vec::new();

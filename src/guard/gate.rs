@@ -369,7 +369,7 @@ impl Guard {
     }
 
     /// Blocks a network until then, or until it is unblocked; connections from it are closed within a quarter of a
-    /// second. A block of the same network is replaced. It does not outlive the process.
+    /// second. A block of the same network is replaced. What is to outlive the process is kept by whoever calls this.
     ///
     /// # Errors
     /// [`TooManyBlocks`]; nothing has changed.
@@ -380,9 +380,17 @@ impl Guard {
         reason: &str,
         now: Duration,
     ) -> Result<(), TooManyBlocks> {
-        self.lists.block(network, until, reason, now)?;
-        self.show_blocks(self.lists.tidy(now));
+        self.show_blocks(self.lists.block(network, until, reason, now)?);
         Ok(())
+    }
+
+    /// Blocks what was blocked before: `blocks` are not configured ones. Answers how many there was no room for.
+    pub fn restore(&self, blocks: Vec<Block>, now: Duration) -> usize {
+        let all = blocks.into_iter();
+        let refused =
+            all.filter(|it| self.lists.block(it.network, it.until, &it.reason, now).is_err()).count();
+        self.show_blocks(self.lists.tidy(now));
+        refused
     }
 
     /// Ends a block that was pushed; whether there was one of exactly this network.

@@ -184,7 +184,8 @@ impl Lists {
         })
     }
 
-    /// Blocks a network until then, or until it is unblocked. A block of the same network is replaced.
+    /// Blocks a network until then, or until it is unblocked. A block of the same network is replaced. Answers how many
+    /// blocks were pushed, those among them that are over and have not been let go of.
     ///
     /// # Errors
     /// [`TooManyBlocks`]; nothing has changed.
@@ -194,7 +195,7 @@ impl Lists {
         until: Option<Duration>,
         reason: &str,
         now: Duration,
-    ) -> Result<(), TooManyBlocks> {
+    ) -> Result<usize, TooManyBlocks> {
         let reason = reason.chars().take(MAX_REASON_CHARS).collect::<String>().into();
         let mut pushed = self.pushed.write().unwrap_or_else(PoisonError::into_inner);
         if pushed.len() >= MAX_PUSHED && !pushed.contains(network) {
@@ -204,9 +205,10 @@ impl Lists {
             }
         }
         pushed.insert(network, Pushed { until, reason });
+        let blocks = pushed.len();
         drop(pushed);
         self.changed();
-        Ok(())
+        Ok(blocks)
     }
 
     /// Ends a block that was pushed; whether there was one of exactly this network.
@@ -350,9 +352,17 @@ mod tests {
             lists.block(nth(n), until.filter(|_| n == 0), "", NOW).unwrap();
         }
         assert_eq!(lists.block(nth(1 << 30), None, "", NOW), Err(TooManyBlocks));
-        assert_eq!(lists.block(nth(5), None, "another reason", NOW), Ok(()), "which takes no more room");
+        assert_eq!(
+            lists.block(nth(5), None, "another reason", NOW).map(drop),
+            Ok(()),
+            "which takes no more room"
+        );
         let later = NOW + Duration::from_secs(1);
-        assert_eq!(lists.block(nth(1 << 30), None, "", later), Ok(()), "in the place of what is over");
+        assert_eq!(
+            lists.block(nth(1 << 30), None, "", later).map(drop),
+            Ok(()),
+            "in the place of what is over"
+        );
         assert_eq!(lists.block(nth(2 << 30), None, "", later), Err(TooManyBlocks));
     }
 

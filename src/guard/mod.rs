@@ -26,6 +26,6 @@ pub use events::{
 };
 pub use gate::{Entry, Guard, GuardSettings, Opening, Turned};
 pub use lists::{Block, MAX_PUSHED, MAX_REASON_CHARS, NetworkSet, TooManyBlocks};
-pub use source::Source;
+pub use source::{Source, folded};
 pub use sources::{BYTES_PER_SOURCE, Budget, PerMinute, SourceTable};
 pub use webhook::{SigningKeys, Timing, Webhook, WebhookError, WebhookSettings};

@@ -72,7 +72,7 @@ struct Line {
 
 /// Where a chain ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Head {
+struct End {
     seq: u64,
     hash: String,
 }
@@ -88,7 +88,7 @@ pub struct Audit {
 #[derive(Debug)]
 struct Writer {
     file: File,
-    head: Head,
+    head: End,
 }
 
 impl Audit {
@@ -99,6 +99,12 @@ impl Audit {
     pub fn open(folder: &Path, clock: Clock) -> io::Result<Self> {
         let path = folder.join(FILE_NAME);
         let known = read_head(folder)?;
+        let headless = match &known {
+            Head::Unreadable => Some("cannot be read"),
+            Head::Missing => Some("is missing"),
+            Head::NotAsked | Head::At(..) => None,
+        };
+        let known = known.end();
         let mut file = open(&path)?;
         let (last, torn) = end_of(&mut file)?;
         let mut lost = None;
@@ -110,7 +116,7 @@ impl Audit {
             }
             (Some(last), _) => last,
             (None, Some(known)) => known,
-            (None, None) => Head { seq: 0, hash: NOTHING.into() },
+            (None, None) => End { seq: 0, hash: NOTHING.into() },
         };
         if torn.is_some() {
             file.write_all(b"\n")?;
@@ -120,6 +126,13 @@ impl Audit {
             let detail = format!("{} bytes, sha256 {}", torn.len(), hex::encode(Sha256::digest(&torn)));
             tracing::warn!(bytes = torn.len(), "the audit log's last line was cut off by a crash");
             audit.record(&Actor::relay(), TORN, &detail, "noted")?;
+        }
+        // Between the very first line and its head there may have been a crash.
+        if let Some(how) = headless.filter(|how| audit.last() > 1 || *how == "cannot be read") {
+            let detail =
+                format!("{HEAD_NAME} {how}: nobody can tell whether lines are missing before this one");
+            tracing::error!(how, "what says where the audit log ends is lost");
+            audit.record(&Actor::relay(), "head_lost", &detail, "noted")?;
         }
         if let Some((first, last)) = lost {
             tracing::error!(first, last, "lines are missing at the end of the audit log");
@@ -160,7 +173,7 @@ impl Audit {
             let _ = writer.file.set_len(before);
             return Err(error);
         }
-        writer.head = Head { seq: line.seq, hash };
+        writer.head = End { seq: line.seq, hash };
         write_head(&self.folder, &writer.head)?;
         Ok(line.seq)
     }
@@ -170,7 +183,7 @@ impl Audit {
     /// # Errors
     /// When the log cannot be read.
     pub fn tail(&self, lines: usize) -> io::Result<(Vec<Value>, u64)> {
-        let total = self.writer().head.seq;
+        let total = self.last();
         let mut file = match File::open(self.folder.join(FILE_NAME)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), total)),
             file => file?,
@@ -185,6 +198,11 @@ impl Audit {
             .collect();
         last.reverse();
         Ok((last, total))
+    }
+
+    /// The number of the last line.
+    fn last(&self) -> u64 {
+        self.writer().head.seq
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -202,22 +220,25 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Whether this is the file of that name, and not one that was renamed or removed.
-fn is_at(file: &File, path: &Path) -> bool {
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
     let id = |file: io::Result<fs::Metadata>| file.ok().map(|file| (file.dev(), file.ino()));
     let open = id(file.metadata());
     open.is_some() && open == id(fs::metadata(path))
 }
 
-fn read_head(folder: &Path) -> io::Result<Option<Head>> {
+fn read_head(folder: &Path) -> io::Result<Head> {
     match fs::read(folder.join(HEAD_NAME)) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Ok(bytes) => Ok(match serde_json::from_slice(&bytes) {
+            Ok(End { seq, hash }) => Head::At(seq, hash),
+            Err(_) => Head::Unreadable,
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Head::Missing),
         Err(error) => Err(error),
     }
 }
 
 /// The old one or the new one is there, never a part.
-fn write_head(folder: &Path, head: &Head) -> io::Result<()> {
+fn write_head(folder: &Path, head: &End) -> io::Result<()> {
     let (path, new) = (folder.join(HEAD_NAME), folder.join("audit.head.new"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(&serde_json::to_vec(head)?)?;
@@ -240,7 +261,7 @@ fn tail_of(file: &mut File) -> io::Result<Vec<u8>> {
 }
 
 /// The last line that is one, and what follows the last newline.
-fn end_of(file: &mut File) -> io::Result<(Option<Head>, Option<Vec<u8>>)> {
+fn end_of(file: &mut File) -> io::Result<(Option<End>, Option<Vec<u8>>)> {
     let text = tail_of(file)?;
     let (whole, torn) = match text.iter().rposition(|byte| *byte == b'\n') {
         Some(end) => text.split_at(end + 1),
@@ -249,7 +270,7 @@ fn end_of(file: &mut File) -> io::Result<(Option<Head>, Option<Vec<u8>>)> {
     let head = |line: &[u8]| {
         let (body, hash) = split(line)?;
         let line: Line = serde_json::from_slice(&body).ok()?;
-        Some(Head { seq: line.seq, hash })
+        Some(End { seq: line.seq, hash })
     };
     // All of it but the newline is all of it.
     if let Some(last) = head(torn) {
@@ -268,6 +289,44 @@ fn split(line: &[u8]) -> Option<(Vec<u8>, String)> {
     hash.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| ([body, b"}"].concat(), hash.to_owned()))
 }
 
+/// What is said of where a log ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Head {
+    /// Nothing: its end is whatever was given.
+    NotAsked,
+    /// There is no [`HEAD_NAME`].
+    Missing,
+    /// There is one that says nothing.
+    Unreadable,
+    /// The number and the hash of the last line.
+    At(u64, String),
+}
+
+impl Head {
+    fn end(self) -> Option<End> {
+        match self {
+            Self::At(seq, hash) => Some(End { seq, hash }),
+            Self::NotAsked | Self::Missing | Self::Unreadable => None,
+        }
+    }
+}
+
+/// The files of a log, the oldest first, and where it should end.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Rotated ones are those whose names begin with the log's.
+    pub files: Vec<PathBuf>,
+    /// What is said of its end.
+    pub head: Head,
+}
+
+impl Log {
+    /// Whether anything is said of its end.
+    pub fn has_head(&self) -> bool {
+        matches!(self.head, Head::At(..) | Head::Unreadable)
+    }
+}
+
 /// What [`verify`] found.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -277,24 +336,27 @@ pub struct Report {
     pub first: u64,
     /// The number of the last.
     pub last: u64,
+    /// Its hash, in hex; empty where there is no line.
+    pub last_hash: String,
     /// Lines that a crash cut off, and that the next line tells of, or the very last one.
     pub torn: u64,
     /// What does not fit, in order; empty for a log that nobody has changed.
     pub faults: Vec<String>,
 }
 
-/// Checks a log of several files, the oldest first. `head` is where it should end, as [`read`] has it.
+/// Checks a log. `expected` is a line that must be there, by its number and its hash in lower case.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn verify(files: &[PathBuf], head: Option<(u64, String)>) -> io::Result<Report> {
+pub fn verify(log: &Log, expected: Option<&(u64, String)>) -> io::Result<Report> {
     let mut report = Report::default();
     // What the next line must name.
-    let mut prev: Option<Head> = None;
+    let mut prev: Option<End> = None;
     // What was no line, until the next one says that it knows.
     let mut cut: Option<(String, String)> = None;
-    let mut head_seen = head.is_none();
-    for path in files {
+    let mut head_seen = false;
+    let mut expected_seen = expected.is_none();
+    for path in &log.files {
         let mut reader = BufReader::new(File::open(path)?);
         let mut number = 0_u64;
         loop {
@@ -341,7 +403,15 @@ pub fn verify(files: &[PathBuf], head: Option<(u64, String)>) -> io::Result<Repo
             if report.first == 0 {
                 report.first = line.seq;
             }
-            if let Some((seq, head)) = &head
+            if let Some((seq, expected)) = expected
+                && *seq == line.seq
+            {
+                expected_seen = true;
+                if *expected != hash {
+                    report.faults.push(format!("{at}: line {seq} is not the one that is expected"));
+                }
+            }
+            if let Head::At(seq, head) = &log.head
                 && *seq == line.seq
             {
                 head_seen = true;
@@ -351,26 +421,35 @@ pub fn verify(files: &[PathBuf], head: Option<(u64, String)>) -> io::Result<Repo
             }
             report.lines += 1;
             report.last = line.seq;
-            prev = Some(Head { seq: line.seq, hash });
+            prev = Some(End { seq: line.seq, hash });
         }
     }
     // Nobody can say of the very last one.
     report.torn += u64::from(cut.is_some());
-    if !head_seen && let Some((seq, _)) = head {
-        report.faults.push(format!("the log ends with line {}: there were {seq}", report.last));
+    report.last_hash = prev.map(|last| last.hash).unwrap_or_default();
+    let unseen = "nobody can tell whether lines are missing at the end";
+    match &log.head {
+        Head::At(seq, _) if !head_seen => {
+            report.faults.push(format!("the log ends with line {}: there were {seq}", report.last));
+        }
+        Head::Unreadable => report.faults.push(format!("{HEAD_NAME} cannot be read: {unseen}")),
+        // Between the very first line and its head there may have been a crash.
+        Head::Missing if report.last > 1 => report.faults.push(format!("{HEAD_NAME} is missing: {unseen}")),
+        _ => {}
+    }
+    if !expected_seen && let Some((seq, _)) = expected {
+        report.faults.push(format!("line {seq}, which is expected, is not there"));
     }
     Ok(report)
 }
 
-/// The files of the log in a folder, the oldest first, and where it should end. Rotated ones are those whose names
-/// begin with the log's.
+/// The log in a folder.
 ///
 /// # Errors
 /// When the folder cannot be read.
-#[allow(clippy::type_complexity, reason = "it is what verify takes")]
-pub fn read(folder: &Path) -> io::Result<(Vec<PathBuf>, Option<(u64, String)>)> {
+pub fn read(folder: &Path) -> io::Result<Log> {
     // First: what is written meanwhile is beyond it.
-    let head = read_head(folder)?.map(|head| (head.seq, head.hash));
+    let head = read_head(folder)?;
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -383,7 +462,7 @@ pub fn read(folder: &Path) -> io::Result<(Vec<PathBuf>, Option<(u64, String)>)> 
         }
     }
     files.sort();
-    Ok((files.into_iter().map(|(_, path)| path).collect(), head))
+    Ok(Log { files: files.into_iter().map(|(_, path)| path).collect(), head })
 }
 
 #[cfg(test)]
@@ -399,8 +478,7 @@ mod tests {
     }
 
     fn check(folder: &Path) -> Report {
-        let (files, head) = read(folder).unwrap();
-        verify(&files, head).unwrap()
+        verify(&read(folder).unwrap(), None).unwrap()
     }
 
     #[test]
@@ -418,13 +496,46 @@ mod tests {
         assert_eq!(audit.record(&ann(), "unblock", &"x".repeat(5000), "done").unwrap(), 4);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         let report = check(folder);
-        assert_eq!(report, Report { lines: 4, first: 1, last: 4, torn: 0, faults: vec![] });
+        assert_eq!((report.lines, report.first, report.last, report.torn), (4, 1, 4, 0));
+        assert_eq!(report.faults, Vec::<String>::new());
         let (tail, total) = audit.tail(10).unwrap();
         assert_eq!((tail.len(), total, &tail[0]["seq"]), (1, 4, &4.into()));
         assert_eq!(tail[0]["detail"].as_str().unwrap().len(), MAX_DETAIL_CHARS);
         // Without the older ones it begins later, and that is said.
-        let report = verify(&[path], None).unwrap();
+        let report = verify(&Log { files: vec![path], head: Head::NotAsked }, None).unwrap();
         assert_eq!((report.first, report.faults), (4, vec![]));
+    }
+
+    /// With a head that says that this many lines are all.
+    fn read_with(folder: &Path, lines: usize) -> Log {
+        let text = fs::read_to_string(folder.join(FILE_NAME)).unwrap();
+        let (_, hash) = split(text.lines().nth(lines - 1).unwrap().as_bytes()).unwrap();
+        Log { head: Head::At(lines as u64, hash), ..read(folder).unwrap() }
+    }
+
+    #[test]
+    fn r10_a_head_that_was_lost_is_written_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        for _ in 0..2 {
+            log(folder).record(&ann(), "kill", "", "done").unwrap();
+        }
+        for (lose, how) in [(None, "is missing"), (Some("x"), "cannot be read")] {
+            match lose {
+                Some(text) => fs::write(folder.join(HEAD_NAME), text).unwrap(),
+                None => fs::remove_file(folder.join(HEAD_NAME)).unwrap(),
+            }
+            let (tail, _) = log(folder).tail(1).unwrap();
+            assert_eq!(tail[0]["action"], "head_lost");
+            assert!(tail[0]["detail"].as_str().unwrap().contains(how), "{tail:?}");
+            assert_eq!(check(folder).faults, Vec::<String>::new());
+        }
+        // A first line whose head a crash prevented.
+        let other = tempfile::tempdir().unwrap();
+        log(other.path()).record(&ann(), "kill", "", "done").unwrap();
+        fs::remove_file(other.path().join(HEAD_NAME)).unwrap();
+        assert_eq!(check(other.path()).faults, Vec::<String>::new());
+        assert_eq!(log(other.path()).record(&ann(), "kill", "", "done").unwrap(), 2);
     }
 
     #[test]
@@ -455,6 +566,21 @@ mod tests {
             fs::write(&path, &changed).unwrap();
             assert_ne!(check(folder).faults, Vec::<String>::new(), "{why}");
         }
+        // Cut, and what says so is gone with it.
+        let head = fs::read(folder.join(HEAD_NAME)).unwrap();
+        fs::write(&path, lines[..3].concat()).unwrap();
+        fs::remove_file(folder.join(HEAD_NAME)).unwrap();
+        assert!(check(folder).faults[0].contains("audit.head is missing"), "{:?}", check(folder));
+        fs::write(folder.join(HEAD_NAME), "{").unwrap();
+        assert!(check(folder).faults[0].contains("audit.head cannot be read"), "{:?}", check(folder));
+        // Cut, and all that is there written to fit: what was noted elsewhere does not.
+        let noted = (4, split(lines[3].trim_end().as_bytes()).unwrap().1);
+        assert_eq!(verify(&read_with(folder, 3), Some(&noted)).unwrap().faults.len(), 1);
+        fs::write(&path, &whole).unwrap();
+        fs::write(folder.join(HEAD_NAME), &head).unwrap();
+        assert_eq!(verify(&read(folder).unwrap(), Some(&noted)).unwrap().faults, Vec::<String>::new());
+        let other = (4, "0".repeat(64));
+        assert!(verify(&read(folder).unwrap(), Some(&other)).unwrap().faults[0].contains("not the one"));
         // All but the first may have been rotated away; the first not.
         fs::write(&path, without(0)).unwrap();
         assert_eq!(check(folder).first, 2);
@@ -482,7 +608,7 @@ mod tests {
             fs::write(&path, &whole[..cut]).unwrap();
             let (_, hash) =
                 split(whole[..second_ends - 1].rsplit(|byte| *byte == b'\n').next().unwrap()).unwrap();
-            write_head(folder, &Head { seq: 2, hash }).unwrap();
+            write_head(folder, &End { seq: 2, hash }).unwrap();
             let report = check(folder);
             assert_eq!((report.lines, report.torn, report.faults.len()), (2, 1, 0), "{cut}");
             log(folder).record(&ann(), "block", "", "done").unwrap();
@@ -493,7 +619,8 @@ mod tests {
         fs::write(folder.join(HEAD_NAME), &head).unwrap();
         fs::write(&path, &whole[..whole.len() - 1]).unwrap();
         assert_eq!(log(folder).record(&ann(), "kill", "", "done").unwrap(), 4);
-        assert_eq!(check(folder), Report { lines: 4, first: 1, last: 4, torn: 0, faults: vec![] });
+        let report = check(folder);
+        assert_eq!((report.lines, report.last, report.torn, report.faults), (4, 4, 0, vec![]));
         fs::write(&path, &whole).unwrap();
         fs::write(folder.join(HEAD_NAME), &head).unwrap();
         assert_eq!(log(folder).record(&ann(), "kill", "", "done").unwrap(), 4);

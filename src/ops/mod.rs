@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod audit;
+mod blockfile;
 mod challenges;
 mod host;
 mod liveness;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tower_http::timeout::TimeoutLayer;
 
+pub use blockfile::{BLOCKS_NAME, BlockFile, NotBlocked};
 pub use challenges::{ChallengeServer, Challenges};
 pub use host::Hosts;
 pub use liveness::Liveness;

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use axum::{Router, body::Body};
 use hyper::{Request, body::Incoming, server::conn::http1, service::Service as _, service::service_fn};
 use hyper_util::{
@@ -42,12 +43,15 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// All headers of a request.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
+/// What HTTPS shows: another one from now on, when it is replaced.
+pub(super) type Tls = Arc<ArcSwap<rustls::ServerConfig>>;
+
 /// Where a server listens.
 pub(super) enum Listener {
     /// Plain.
     Tcp(TcpListener),
-    /// HTTPS.
-    Tls(TcpListener, TlsAcceptor),
+    /// HTTPS, by what is in force when somebody connects.
+    Tls(TcpListener, Tls),
     /// For those whom the file's mode lets.
     Unix(UnixListener),
 }
@@ -179,9 +183,9 @@ impl Listener {
                 let (stream, from) = listener.accept().await?;
                 Ok((Accepted::Tcp(stream), Way::Tcp(from)))
             }
-            Self::Tls(listener, acceptor) => {
+            Self::Tls(listener, tls) => {
                 let (stream, from) = listener.accept().await?;
-                Ok((Accepted::Tls(stream, acceptor.clone()), Way::Tcp(from)))
+                Ok((Accepted::Tls(stream, TlsAcceptor::from(tls.load_full())), Way::Tcp(from)))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;

@@ -11,6 +11,7 @@
 
 mod acme;
 mod admin_api;
+mod admin_files;
 mod admin_page;
 mod architecture;
 mod certificates;

@@ -1,15 +1,14 @@
 //! `admin audit`: shows the audit log, and verifies that nobody has changed it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{
     super::{Exit, Failure, OrFail as _, out},
-    Reach, show,
+    Reach,
+    place::Place,
+    show,
 };
-use crate::{
-    config::{self, DEFAULT_STATE_DIR, Sources},
-    ops::audit,
-};
+use crate::ops::audit;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Audit {
@@ -21,19 +20,33 @@ pub(super) enum Audit {
     },
     /// Verify the files: exit 0 if nothing was changed, removed or inserted, else 1
     #[command(after_help = "\
-Without FILEs, all of the log in the state directory is read, rotated files included (audit.jsonl*),
-and audit.head says where it must end. FILEs are given the oldest first; compressed ones are
-unpacked before.")]
+Without FILEs, all of the log in the relay's state directory is read, rotated files included
+(audit.jsonl*), and audit.head says where it must end. FILEs are given the oldest first; compressed
+ones are unpacked before. What is missing at their end is then not seen.
+
+Whoever may write into the state directory can write all of it anew, audit.head included. The last
+hash, noted elsewhere, is what nobody can change: --expect N:HASH says whether line N is still it.
+
+Exit 0: nothing was changed. Exit 1: something was. Exit 66: there is no log there, or it cannot be
+read.")]
     Verify {
         /// The log's files, the oldest first
         files: Vec<PathBuf>,
-        /// The relay's state directory
-        #[arg(long, value_name = "DIR", conflicts_with = "files")]
-        state_dir: Option<PathBuf>,
-        /// The relay's configuration
-        #[arg(long, value_name = "FILE", env = config::FILE_VARIABLE, conflicts_with_all = ["files", "state_dir"])]
-        config: Option<PathBuf>,
+        /// A line that must be there: its number and its hash, as another verification has shown them
+        #[arg(long, value_name = "N:HASH", value_parser = expected)]
+        expect: Option<(u64, String)>,
+        #[command(flatten)]
+        place: Place,
     },
+}
+
+fn expected(text: &str) -> Result<(u64, String), &'static str> {
+    const FORM: &str = "a number, a colon, and 64 hex digits";
+    let (seq, hash) = text.split_once(':').ok_or(FORM)?;
+    if hash.len() != 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(FORM);
+    }
+    Ok((seq.parse().map_err(|_| FORM)?, hash.to_ascii_lowercase()))
 }
 
 impl Audit {
@@ -48,28 +61,37 @@ impl Audit {
                 }
                 Ok(Exit::Ok)
             }
-            Self::Verify { files, state_dir, config } => verify(files, state_dir, config, as_json),
+            Self::Verify { files, expect, place } => verify(files, expect, &place, as_json),
         }
     }
 }
 
 fn verify(
     files: Vec<PathBuf>,
-    state_dir: Option<PathBuf>,
-    config: Option<PathBuf>,
+    expect: Option<(u64, String)>,
+    place: &Place,
     as_json: bool,
 ) -> Result<Exit, Failure> {
-    let (files, head) = if files.is_empty() {
-        let folder = match (state_dir, config) {
-            (Some(folder), _) => folder,
-            (None, Some(file)) => Sources { file: Some(file), ..Sources::default() }.load()?.0.state_dir,
-            (None, None) => Path::new(DEFAULT_STATE_DIR).to_owned(),
-        };
-        audit::read(&folder).or_fail(Exit::NoInput, format!("cannot read {}", folder.display()))?
+    let log = if files.is_empty() {
+        let folder = place.state_dir()?;
+        let shown = folder.display();
+        let next = format!(
+            "cannot read the audit log in {shown}: --config or --state-dir say where the relay's is, and its user \
+             or root may read it"
+        );
+        let log = audit::read(&folder).or_fail(Exit::NoInput, next)?;
+        if log.files.is_empty() && !log.has_head() {
+            let reason = format!(
+                "there is no audit log in {shown}: --config or --state-dir say where the relay's state directory is; a \
+                 relay that has one begins its log at its start"
+            );
+            return Err(Failure::new(Exit::NoInput, reason));
+        }
+        log
     } else {
-        (files, None)
+        audit::Log { files, head: audit::Head::NotAsked }
     };
-    let report = audit::verify(&files, head).or_fail(Exit::NoInput, "cannot read the audit log")?;
+    let report = audit::verify(&log, expect.as_ref()).or_fail(Exit::NoInput, "cannot read the audit log")?;
     if as_json {
         out::json(&report)?;
     } else {
@@ -77,17 +99,21 @@ fn verify(
             out::data(fault)?;
         }
         if report.torn > 0 {
-            out::data(format_args!("{} cut off by a crash, and known to be", lines(report.torn)))?;
+            out::data(format_args!("{} cut off by a crash, and known to be", counted(report.torn, "line")))?;
         }
         if report.first > 1 {
             out::data(format_args!("begins with line {}: older files are elsewhere", report.first))?;
         }
+        if report.last > 0 {
+            out::data(format_args!("ends with line {}:{}", report.last, report.last_hash))?;
+        }
         let verdict = if report.faults.is_empty() { "nothing was changed" } else { "THE LOG WAS CHANGED" };
-        out::data(format_args!("{} in {} files: {verdict}", lines(report.lines), files.len()))?;
+        let files = counted(log.files.len() as u64, "file");
+        out::data(format_args!("{} in {files}: {verdict}", counted(report.lines, "line")))?;
     }
     Ok(if report.faults.is_empty() { Exit::Ok } else { Exit::Refused })
 }
 
-fn lines(count: u64) -> String {
-    if count == 1 { "1 line".into() } else { format!("{count} lines") }
+fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }

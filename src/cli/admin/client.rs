@@ -1,6 +1,7 @@
 //! Asks a relay's admin API, by its Unix socket or by its URL with a token.
 
 use std::{
+    env,
     fmt::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,7 +13,10 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::super::{Exit, Failure, OrFail as _, files};
+use super::{
+    super::{Exit, Failure, OrFail as _, files},
+    place::configured_socket,
+};
 
 /// Where packages have the socket, and `relay.example.toml` suggests it.
 const DEFAULT_SOCKET: &str = "/run/zrc-relay/admin.sock";
@@ -25,11 +29,12 @@ const MAX_ANSWER_BYTES: usize = 16 << 20;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Which relay")]
 pub(in crate::cli) struct Reach {
-    /// The relay's admin socket [default: /run/zrc-relay/admin.sock]
-    #[arg(long, global = true, value_name = "PATH", env = "ZRC_ADMIN_SOCKET", conflicts_with = "url")]
+    /// The relay's admin socket [default: ZRC_ADMIN_SOCKET; or that of the configuration in ZRC_RELAY_CONFIG; or
+    /// /run/zrc-relay/admin.sock]
+    #[arg(long, global = true, value_name = "PATH", conflicts_with = "url")]
     socket: Option<PathBuf>,
-    /// The URL of its admin API, as http://127.0.0.1:9434; needs a token
-    #[arg(long, global = true, value_name = "URL", env = "ZRC_ADMIN_URL")]
+    /// The URL of its admin API, as http://127.0.0.1:9434; needs a token [default: ZRC_ADMIN_URL]
+    #[arg(long, global = true, value_name = "URL")]
     url: Option<Url>,
     /// With --url: a file that holds the token; without it, the variable ZRC_ADMIN_TOKEN
     #[arg(long, global = true, value_name = "FILE")]
@@ -55,8 +60,9 @@ impl Reach {
         let builder =
             reqwest::Client::builder().redirect(redirect::Policy::none()).no_proxy().connect_timeout(TIMEOUT);
         let builder = builder.tls_backend_preconfigured(tls(self.ca.as_deref())?);
-        let Some(url) = &self.url else {
-            let path = self.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
+        let (socket, url) = self.chosen()?;
+        let Some(url) = &url else {
+            let path = socket.or_else(configured_socket).unwrap_or_else(|| DEFAULT_SOCKET.into());
             let shown = format!("the admin socket {} (--socket, --url)", path.display());
             let http = builder.unix_socket(path).build().or_fail(Exit::Software, "cannot speak HTTP")?;
             let base = Url::parse("http://localhost/").or_fail(Exit::Software, "a URL")?;
@@ -77,6 +83,30 @@ impl Reach {
         };
         let http = builder.build().or_fail(Exit::Software, "cannot speak HTTP")?;
         Ok(Client { http, base: url.clone(), token: Some(token), shown: url.to_string() })
+    }
+}
+
+impl Reach {
+    /// What is said here comes before what the environment says.
+    fn chosen(&self) -> Result<(Option<PathBuf>, Option<Url>), Failure> {
+        if self.socket.is_some() || self.url.is_some() {
+            return Ok((self.socket.clone(), self.url.clone()));
+        }
+        let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
+        match (variable("ZRC_ADMIN_SOCKET"), variable("ZRC_ADMIN_URL")) {
+            (Some(_), Some(_)) => {
+                let reason =
+                    "ZRC_ADMIN_SOCKET and ZRC_ADMIN_URL are both set: which is meant? --socket or --url";
+                Err(Failure::new(Exit::Usage, reason))
+            }
+            (Some(socket), None) => Ok((Some(socket.into()), None)),
+            (None, Some(url)) => {
+                let url =
+                    Url::parse(&url.to_string_lossy()).or_fail(Exit::Usage, "ZRC_ADMIN_URL is no URL")?;
+                Ok((None, Some(url)))
+            }
+            (None, None) => Ok((None, None)),
+        }
     }
 }
 

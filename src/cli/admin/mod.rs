@@ -4,6 +4,7 @@
 
 mod audit;
 mod client;
+mod place;
 mod show;
 mod token;
 mod watch;
@@ -60,7 +61,7 @@ enum What {
     Block {
         /// An address or a network; without it, the list
         network: Option<String>,
-        /// For how long, as 1h; without it, until it is ended or the relay stops
+        /// For how long, as 1h; without it, until it is ended
         #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, requires = "network")]
         lasting: Option<Duration>,
         /// For those who read the list

@@ -7,10 +7,12 @@ use std::{
 
 use serde_json::json;
 
-use super::super::{Exit, Failure, OrFail as _, files, out, running::TOKEN_FILE};
+use super::{
+    super::{Exit, Failure, OrFail as _, files, out},
+    place::Place,
+};
 use crate::{
     clock::{Clock, rfc3339},
-    config::{self, DEFAULT_STATE_DIR, Sources},
     ops::tokens::{self, Entry, Role, is_name},
 };
 
@@ -25,62 +27,50 @@ pub(super) enum Token {
         #[arg(long, value_name = "ROLE", default_value = "read")]
         role: Role,
         #[command(flatten)]
-        place: Place,
+        at: At,
     },
     /// List tokens, without their secrets
     List {
         #[command(flatten)]
-        place: Place,
+        at: At,
     },
     /// Revoke a token: from now on it is not good
     Revoke {
         /// As it was named
         name: String,
         #[command(flatten)]
-        place: Place,
+        at: At,
     },
 }
 
 /// Where the hashes are.
 #[derive(Debug, clap::Args)]
-pub(super) struct Place {
+pub(super) struct At {
     /// The file [default: what the configuration says, else admin.tokens in the state directory]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "state_dir")]
     file: Option<PathBuf>,
-    /// The relay's configuration
-    #[arg(long, value_name = "FILE", env = config::FILE_VARIABLE, conflicts_with = "file")]
-    config: Option<PathBuf>,
-    /// The relay's state directory
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["file", "config"])]
-    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
 }
 
-impl Place {
+impl At {
     fn path(&self) -> Result<PathBuf, Failure> {
-        if let Some(file) = &self.file {
-            return Ok(file.clone());
+        match &self.file {
+            Some(file) => Ok(file.clone()),
+            None => self.place.token_file(),
         }
-        if let Some(folder) = &self.state_dir {
-            return Ok(folder.join(TOKEN_FILE));
-        }
-        if self.config.is_none() {
-            return Ok(Path::new(DEFAULT_STATE_DIR).join(TOKEN_FILE));
-        }
-        let sources = Sources { file: self.config.clone(), ..Sources::default() };
-        let (config, _) = sources.load()?;
-        Ok(config.admin.token_file.unwrap_or_else(|| config.state_dir.join(TOKEN_FILE)))
     }
 }
 
 impl Token {
     pub(super) fn run(self, as_json: bool) -> Result<Exit, Failure> {
         match self {
-            Self::New { name, role, place } => {
+            Self::New { name, role, at } => {
                 if !is_name(&name) {
                     let reason = "--name: at most 64 letters, digits, dashes, underscores, dots and @";
                     return Err(Failure::new(Exit::Usage, reason));
                 }
-                let path = place.path()?;
+                let path = at.path()?;
                 let mut entries = read(&path)?;
                 if entries.iter().any(|entry| *entry.name == *name) {
                     let reason =
@@ -99,8 +89,8 @@ impl Token {
                     out::data(token.as_str())?;
                 }
             }
-            Self::List { place } => {
-                let entries = read(&place.path()?)?;
+            Self::List { at } => {
+                let entries = read(&at.path()?)?;
                 if as_json {
                     let tokens: Vec<_> = entries
                         .iter()
@@ -113,8 +103,8 @@ impl Token {
                     }
                 }
             }
-            Self::Revoke { name, place } => {
-                let path = place.path()?;
+            Self::Revoke { name, at } => {
+                let path = at.path()?;
                 let mut entries = read(&path)?;
                 let before = entries.len();
                 entries.retain(|entry| *entry.name != *name);

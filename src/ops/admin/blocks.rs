@@ -19,10 +19,14 @@ use super::{
     App, By,
     input::{Asked, Told, bad, limit, reason, whole},
 };
-use crate::{guard::Block, ops::problem::Refused, table::Now};
-
-/// The longest that a block may be told to last: a year.
-const MAX_SECS: u64 = 366 * 86_400;
+use crate::{
+    guard::{Block, folded},
+    ops::{
+        blockfile::{MAX_BLOCK_SECS, NotBlocked},
+        problem::Refused,
+    },
+    table::Now,
+};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -69,22 +73,42 @@ pub(super) async fn add(
 ) -> Result<Response, Refused> {
     let network = network(&new.network)?;
     let reason = reason(&new.reason)?;
-    if new.expires_in_secs.is_some_and(|secs| !(1..=MAX_SECS).contains(&secs)) {
-        return Err(bad(format!("expires_in_secs is a number from 1 to {MAX_SECS}")));
+    if new.expires_in_secs.is_some_and(|secs| !(1..=MAX_BLOCK_SECS).contains(&secs)) {
+        return Err(bad(format!("expires_in_secs is a number from 1 to {MAX_BLOCK_SECS}")));
     }
-    let now = app.handles.clock.now();
-    let until = new.expires_in_secs.map(|secs| now.mono + Duration::from_secs(secs));
-    let done = app.handles.guard.block(network, until, &reason, now.mono);
-    let lasting = new.expires_in_secs.map_or("until it is ended".into(), |secs| format!("for {secs} s"));
-    let detail = format!("{network} {lasting}: {reason}");
-    app.record(&caller, "block", detail, if done.is_ok() { "done" } else { "refused" }).await?;
+    let lasting = new.expires_in_secs.map(Duration::from_secs);
+    let shown = new.expires_in_secs.map_or("until it is ended".into(), |secs| format!("for {secs} s"));
+    let detail = format!("{network} {shown}: {reason}");
+    let blocks = app.handles.blocks.clone();
+    let done = on_disk(move || blocks.block(network, lasting, &reason)).await?;
+    let outcome = match &done {
+        Ok(_) => "done",
+        Err(NotBlocked::Full(_)) => "refused",
+        Err(NotBlocked::NotKept(_)) => "not_kept",
+    };
+    app.record(&caller, "block", detail, outcome).await?;
     match done {
-        Ok(()) => {
-            let block = Block { network, until, reason: reason.into(), configured: false };
+        Ok(block) => {
+            let now = app.handles.clock.now();
             Ok((StatusCode::CREATED, Json(show(&block, now))).into_response())
         }
-        Err(full) => Err(Refused::new(StatusCode::INSUFFICIENT_STORAGE, full.to_string())),
+        Err(full @ NotBlocked::Full(_)) => {
+            Err(Refused::new(StatusCode::INSUFFICIENT_STORAGE, full.to_string()))
+        }
+        Err(NotBlocked::NotKept(error)) => {
+            tracing::error!(%error, %network, "a block cannot be written down");
+            let detail = "this network is blocked, and that could not be written down: a restart forgets it";
+            Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, detail))
+        }
     }
+}
+
+/// What waits for a disk, where that disturbs nobody.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(%error, "blocks cannot be changed");
+        Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "blocks cannot be changed")
+    })
 }
 
 #[derive(Debug, Deserialize)]
@@ -99,22 +123,34 @@ pub(super) async fn remove(
     Asked(which): Asked<Which>,
 ) -> Result<Response, Refused> {
     let network = network(&which.network)?;
-    let done = app.handles.guard.unblock(network, app.handles.clock.mono());
-    let outcome = if done { "done" } else { "not_found" };
+    let blocks = app.handles.blocks.clone();
+    let done = on_disk(move || blocks.unblock(network)).await?;
+    let outcome = match &done {
+        Ok(true) => "done",
+        Ok(false) => "not_found",
+        Err(_) => "not_kept",
+    };
     app.record(&caller, "unblock", network.to_string(), outcome).await?;
-    if done {
-        return Ok(StatusCode::NO_CONTENT.into_response());
+    match done {
+        Ok(true) => return Ok(StatusCode::NO_CONTENT.into_response()),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::error!(%error, %network, "the end of a block cannot be written down");
+            let detail =
+                "this network is let in, and that could not be written down: a restart blocks it again";
+            return Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, detail));
+        }
     }
     let detail =
         "no block of exactly this network was pushed; those of the configuration end by a change of it";
     Err(Refused::new(StatusCode::NOT_FOUND, detail))
 }
 
-/// A network, or an address that is one by itself. Host bits are cleared.
+/// A network, or an address that is one by itself. Host bits are cleared, IPv4-mapped ones are IPv4.
 fn network(text: &str) -> Result<IpNet, Refused> {
     let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
     match text.parse::<IpNet>().ok().or_else(address) {
-        Some(network) => Ok(network.trunc()),
+        Some(network) => Ok(folded(network)),
         None if text.parse::<SocketAddr>().is_ok() => Err(bad("network is an address without a port")),
         None => Err(bad("network is an address or a network, as 203.0.113.7 or 2001:db8::/32")),
     }

@@ -83,7 +83,13 @@ pub(super) fn reason(text: &str) -> Result<String, Refused> {
     if text.chars().count() > MAX_REASON_CHARS {
         return Err(bad(format!("a reason has at most {MAX_REASON_CHARS} characters")));
     }
-    Ok(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+    Ok(text.chars().map(|c| if steers(c) { ' ' } else { c }).collect())
+}
+
+/// What breaks lines, or changes how the text around it is shown.
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// The beginning of an identifier, in hex digits.

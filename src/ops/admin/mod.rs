@@ -44,15 +44,14 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::broadcast,
 };
-use tokio_rustls::TlsAcceptor;
 
 use self::{auth::Caller, drain::Drain, events::Streams};
 use super::{
-    Readiness, audit,
+    BlockFile, Readiness, audit,
     host::Hosts,
     page,
     problem::{Refused, problem},
-    server::{Listener, Server},
+    server::{Listener, Server, Tls},
     tokens::Tokens,
 };
 use crate::{
@@ -132,6 +131,8 @@ pub struct Handles {
     pub metrics: Arc<Metrics>,
     /// Who decides who may come.
     pub guard: Arc<Guard>,
+    /// What is blocked by administrators goes through this.
+    pub blocks: Arc<BlockFile>,
     /// The relay.
     pub control: Arc<dyn Control>,
     /// How the relay introduces itself, now.
@@ -158,7 +159,7 @@ struct App {
 /// Listens for administrators; it stops when dropped, and its socket's file goes.
 pub struct AdminServer {
     app: App,
-    tcp: Option<(SocketAddr, bool, Server)>,
+    tcp: Option<(SocketAddr, Option<Tls>, Server)>,
     unix: Option<(SocketFile, Server)>,
 }
 
@@ -181,14 +182,21 @@ impl AdminServer {
     ) -> io::Result<()> {
         let listener = TcpListener::bind(listen).await?;
         let addr = listener.local_addr()?;
-        let is_tls = tls.is_some();
-        let listener = match tls {
-            Some(tls) => Listener::Tls(listener, TlsAcceptor::from(tls)),
+        let tls = tls.map(|tls| Arc::new(ArcSwap::new(tls)));
+        let listener = match &tls {
+            Some(tls) => Listener::Tls(listener, tls.clone()),
             None => Listener::Tcp(listener),
         };
         let router = router(self.app.clone(), Some(self.app.handles.hosts.clone()));
-        self.tcp = Some((addr, is_tls, Server::start(listener, router)));
+        self.tcp = Some((addr, tls, Server::start(listener, router)));
         Ok(())
+    }
+
+    /// Shows another certificate to whoever connects from now on, where HTTPS is spoken; answers whether it is.
+    pub fn set_tls(&self, tls: Arc<rustls::ServerConfig>) -> bool {
+        let Some((_, Some(shown), _)) = &self.tcp else { return false };
+        shown.store(tls);
+        true
     }
 
     /// Listens on a Unix socket that only its owner can connect to, and that needs no token. A socket that nobody
@@ -205,8 +213,8 @@ impl AdminServer {
 
     /// Where people reach it over TCP.
     pub fn url(&self) -> Option<String> {
-        let (addr, is_tls, _) = self.tcp.as_ref()?;
-        Some(format!("http{}://{addr}", if *is_tls { "s" } else { "" }))
+        let (addr, tls, _) = self.tcp.as_ref()?;
+        Some(format!("http{}://{addr}", if tls.is_some() { "s" } else { "" }))
     }
 
     /// Where the Unix socket is.

@@ -145,12 +145,14 @@ impl Api {
         });
         let readiness = Readiness::default();
         readiness.set_ready();
+        let guard = Arc::new(Guard::new(&GuardSettings::default(), metrics.clone(), security.clone()));
         let mut server = AdminServer::new(Handles {
             clock,
             version: "1.2.3",
             readiness: readiness.clone(),
-            metrics: metrics.clone(),
-            guard: Arc::new(Guard::new(&GuardSettings::default(), metrics, security.clone())),
+            metrics,
+            blocks: Arc::new(BlockFile::open(folder.path(), guard.clone(), clock)),
+            guard,
             control: fake.clone(),
             descriptor: Arc::new(ArcSwap::from_pointee(Descriptor {
                 addr: "192.0.2.1".into(),
@@ -389,8 +391,8 @@ async fn r10_killing_tells_the_reason_and_is_audited() {
     assert!(killed["detail"].as_str().unwrap().contains("too loud"));
     assert_eq!((&missed["outcome"], &missed["prev"]), (&json!("not_found"), &killed["hash"]));
     assert_eq!(api.ask("GET", "/admin/audit?tail=0").await.status, 400);
-    let (files, head) = audit::read(api.folder.path()).unwrap();
-    assert!(audit::verify(&files, head).unwrap().faults.is_empty());
+    let log = audit::read(api.folder.path()).unwrap();
+    assert!(audit::verify(&log, None).unwrap().faults.is_empty());
     // What cannot be written down is said.
     fs::remove_file(api.folder.path().join(audit::FILE_NAME)).unwrap();
     fs::create_dir(api.folder.path().join(audit::FILE_NAME)).unwrap();
@@ -427,6 +429,13 @@ async fn r6_5_blocks_come_and_go() {
     assert_eq!(post(&format!("{{\"network\":\"::\",\"reason\":{:?}}}", "x".repeat(201))).await.status, 400);
     let large = format!("{{\"network\":{:?}}}", "x".repeat(20_000));
     assert_eq!(post(&large).await.status, 413);
+    // The same network, written otherwise, and shown as it is compared.
+    let mapped = post(r#"{"network":"::ffff:198.51.100.9/120","reason":"a\u202eb\u2028c"}"#).await;
+    assert_eq!(
+        (&mapped.json()["network"], &mapped.json()["reason"]),
+        (&json!("198.51.100.0/24"), &json!("a b c"))
+    );
+    assert_eq!(api.ask("DELETE", "/admin/blocks?network=::ffff:198.51.100.9/120").await.status, 204);
     let listed = api.ask("GET", "/admin/blocks?limit=1").await.json();
     assert_eq!((&listed["total"], &listed["next"]), (&json!(2), &json!(1)));
     assert_eq!(listed["blocks"][0]["reason"], "scans");
@@ -443,6 +452,16 @@ async fn r6_5_blocks_come_and_go() {
         assert_eq!(answer.status, status, "{network}: {answer:?}");
     }
     assert_eq!(api.ask("DELETE", "/admin/blocks").await.status, 400);
+    // What cannot be written down is in force, and said.
+    let kept = api.folder.path().join(crate::ops::BLOCKS_NAME);
+    fs::remove_file(&kept).unwrap();
+    fs::create_dir(&kept).unwrap();
+    let answer = post(r#"{"network":"192.0.2.1"}"#).await;
+    assert!(answer.status == 500 && answer.body.contains("a restart forgets it"), "{answer:?}");
+    let answer = api.ask("DELETE", "/admin/blocks?network=192.0.2.1").await;
+    assert!(answer.status == 500 && answer.body.contains("a restart blocks it again"), "{answer:?}");
+    let audit = api.ask("GET", "/admin/audit?tail=2").await.json();
+    assert_eq!([0, 1].map(|n| &audit["entries"][n]["outcome"]), ["not_kept"; 2]);
     assert_eq!(api.ask("GET", "/admin/blocks").await.json()["total"], 0);
 }
 
