@@ -1,7 +1,11 @@
 """The container file, Compose and Kubernetes: no engine is at hand, so what they say is held to what there is."""
 
+import os
+import pathlib
 import re
 import subprocess
+import urllib.error
+import urllib.request
 
 import kubernetes_validate
 import pytest
@@ -9,8 +13,8 @@ import yaml
 
 from conftest import DEPLOY, ROOT, run
 
-#: The schemas that the manifests are held to: the newest of these packages, and the oldest that knows sleep in preStop.
-KUBERNETES = ["1.37", "1.32"]
+#: The schemas that the manifests are held to: the newest of these packages, and one that is some years old.
+KUBERNETES = ["1.37", "1.31"]
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -130,11 +134,53 @@ def test_every_manifest_is_applied_and_names_what_there_is():
 def test_a_pod_has_the_time_that_its_goodbye_takes(binary):
     pod = manifest("StatefulSet")["spec"]["template"]["spec"]
     goodbye = int(re.search(r"within\s+(\d+) seconds", run(binary, "serve", "--help").stdout)[1])
-    away = relay()["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] > away + goodbye
-    # Longer than it takes until a probe has found out.
-    probe = relay()["readinessProbe"]
-    assert away > probe["periodSeconds"] * probe["failureThreshold"]
+    command = relay()["lifecycle"]["preStop"]["exec"]["command"]
+    away = int(re.fullmatch(r"(\d+)s", command[command.index("--deadline") + 1])[1])
+    # The command itself waits for two more.
+    assert pod["terminationGracePeriodSeconds"] > away + 2 + goodbye
+
+
+def test_a_pod_is_emptied_by_what_its_preStop_runs(binary, tmp_path):
+    """By the words of the manifests: a relay with that configuration, and that command, where they name the socket."""
+    program, *command = relay()["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == next(yaml.safe_load(rest) for name, rest in instructions() if name == "ENTRYPOINT")[0]
+    wanted = run(binary, "check-config", DEPLOY / "kubernetes/relay.toml", "--show").stdout
+    socket = re.search(r'^\s*socket = "(.*?)"', wanted, re.M)[1]
+    # Where the command looks unless it is told otherwise, on a volume that can be written.
+    assert "--socket" not in command and socket in run(binary, "admin", "drain", "--help").stdout
+    folders = {mount["mountPath"] for mount in relay()["volumeMounts"] if not mount.get("readOnly")}
+    assert str(pathlib.PurePath(socket).parent) in folders
+    here = ["--set", f"admin.socket={tmp_path}/admin.sock", "--set", f"state_dir={tmp_path}/state"]
+    ports = ["--set", "relay.listen_port=0", "--set", "ops.listen_port=0", "--set", "ops.listen_addr=127.0.0.1"]
+    serve = [binary, "serve", "--config", DEPLOY / "kubernetes/relay.toml", *here, *ports]
+    child = subprocess.Popen(serve, stderr=subprocess.PIPE, text=True)
+    try:
+        ops = next(m[1] for line in child.stderr if (m := re.search(r"(http://127\.0\.0\.1:\d+)", line)))
+        for line in child.stderr:
+            if line.startswith("clients: "):
+                break
+        status = lambda path: urllib.request.urlopen(ops + path, timeout=30).status
+        paths = {relay()[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+        assert {status(path) for path in paths} == {200}
+        run(binary, *command, env={**os.environ, "ZRC_ADMIN_SOCKET": f"{tmp_path}/admin.sock"})
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            status(relay()["readinessProbe"]["httpGet"]["path"])
+        # Being emptied is no reason to be killed.
+        assert status(relay()["livenessProbe"]["httpGet"]["path"]) == 200
+    finally:
+        child.terminate()
+        child.communicate(timeout=60)
+
+
+def test_whoever_is_connected_is_not_cut_off_when_the_pod_is_not_ready():
+    services = [it["spec"] for it in manifests() if it["kind"] == "Service"]
+    assert all(service["publishNotReadyAddresses"] for service in services)
+    # A stateful set's own service has no address.
+    governing = manifest("StatefulSet")["spec"]["serviceName"]
+    found = next(it for it in manifests() if it["kind"] == "Service" and it["metadata"]["name"] == governing)
+    assert found["spec"]["clusterIP"] == "None"
+    budget = manifest("PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1 and budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
 def test_the_relay_understands_its_configuration(binary, tmp_path):
@@ -144,7 +190,7 @@ def test_the_relay_understands_its_configuration(binary, tmp_path):
     assert re.search(r"0\.0\.0\.0", check.stdout)
     ports = {port["name"]: port["containerPort"] for port in relay()["ports"]}
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert relay()[name]["httpGet"]["path"] in ("/health", "/ready") and relay()[name]["httpGet"]["port"] == "ops"
+        assert relay()[name]["httpGet"]["path"] in ("/livez", "/readyz") and relay()[name]["httpGet"]["port"] == "ops"
     assert ports == {"relay": 4433, "ops": 9433}
     args = relay()["args"]
     run(binary, *args[:1], "--help")

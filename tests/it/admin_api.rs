@@ -212,6 +212,36 @@ async fn r10_drain_refuses_ends_and_is_taken_back() {
     assert!(people.contains("ready           no (draining: an administrator wants nobody new)"), "{people}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn r10_a_drain_is_waited_for_until_nobody_is_left() {
+    let relay = Administered::start();
+    let (device, _peer) = timeout(PATIENCE, relay.pair()).await.unwrap();
+    let (other, _its_peer) = timeout(PATIENCE, relay.pair()).await.unwrap();
+    let socket = relay.socket();
+    let wait = |deadline: &str| {
+        let args = ["admin", "--socket", socket.to_str().unwrap(), "drain", "--wait", "--deadline", deadline];
+        let mut child = command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        tokio::task::spawn_blocking(move || child.wait().unwrap())
+    };
+    let waiting = wait("1h");
+    while relay.relay.get("/ready").0 == 200 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    device.release().await.unwrap();
+    other.send_datagram("who is there has all the time until then".into()).unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!waiting.is_finished() && other.is_connected());
+    other.release().await.unwrap();
+    assert!(timeout(PATIENCE, waiting).await.unwrap().unwrap().success());
+    // It is emptied, and stays so; with a deadline nobody is waited for any longer.
+    assert_eq!(relay.relay.get("/ready").0, 503);
+    assert_eq!(relay.admin(&["drain", "--undo"]).0, 0);
+    let (_device, _peer) = timeout(PATIENCE, relay.pair()).await.unwrap();
+    let waiting = wait("1s");
+    assert!(timeout(PATIENCE, waiting).await.unwrap().unwrap().success());
+    assert_eq!(relay.json(&["stats"])["allocations"]["ended"]["DRAINING"], 1);
+}
+
 #[test]
 fn r10_tokens_are_made_heeded_and_revoked_while_it_runs() {
     let relay = Administered::start();

@@ -4,6 +4,7 @@
 
 mod audit;
 mod client;
+mod drain;
 mod place;
 mod show;
 mod token;
@@ -29,7 +30,7 @@ Examples:
   zrc-relay admin list --state paired --sort bytes --order desc
   zrc-relay admin kill 3f9a --reason 'too loud'
   zrc-relay admin block 203.0.113.0/24 --for 1h --reason scans
-  zrc-relay admin drain --deadline 5m
+  zrc-relay admin drain --deadline 5m --wait && systemctl stop zrc-relay
   zrc-relay admin token new --name ann --role read >ann.token
   zrc-relay admin stats --url https://relay.example:9434 --token-file ann.token")]
 pub(super) struct Admin {
@@ -84,6 +85,9 @@ enum What {
         /// Only say whether, and until when
         #[arg(long, conflicts_with = "deadline")]
         status: bool,
+        /// Come back when nobody is left, at the deadline at the latest
+        #[arg(long, conflicts_with_all = ["undo", "status"])]
+        wait: bool,
     },
     /// Show what happens, as it happens, until interrupted
     Watch,
@@ -163,8 +167,14 @@ impl Admin {
                 client.ask(Method::DELETE, "/admin/drain", &[], None).await?;
                 (client.get("/admin/drain", &[]).await?, show::drain)
             }
-            What::Drain { deadline, .. } => {
+            What::Drain { deadline, wait, .. } => {
                 let body = json!({ "deadline_secs": deadline.as_secs() });
+                if wait {
+                    client.ask(Method::POST, "/admin/drain", &[], Some(body)).await?;
+                    drain::wait(&client, deadline).await?;
+                    let answer = client.get("/admin/drain", &[]).await?;
+                    return shown(json, &answer, show::drain);
+                }
                 (client.ask(Method::POST, "/admin/drain", &[], Some(body)).await?, show::drain)
             }
             What::Watch => return watch::watch(&client, json).await,
@@ -175,13 +185,17 @@ impl Admin {
             }
             What::Token(_) | What::Audit(_) => return Ok(Exit::Ok),
         };
-        if json {
-            out::json(&answer)?
-        } else {
-            out::data(show(&answer))?
-        }
-        Ok(Exit::Ok)
+        shown(json, &answer, show)
     }
+}
+
+fn shown(json: bool, answer: &Value, show: fn(&Value) -> String) -> Result<Exit, Failure> {
+    if json {
+        out::json(answer)?
+    } else {
+        out::data(show(answer))?
+    }
+    Ok(Exit::Ok)
 }
 
 impl List {
