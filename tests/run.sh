@@ -308,6 +308,7 @@ prepare() {
         deploy)
             command -v systemd-analyze >/dev/null || packages+=(systemd)
             command -v groff >/dev/null || packages+=(groff)
+            command -v lintian >/dev/null || packages+=(lintian)
             python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
             ;;
         cross | interop | dashboard | bans | ops)
