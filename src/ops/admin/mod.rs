@@ -18,6 +18,8 @@ mod auth;
 mod blocks;
 mod drain;
 mod events;
+#[cfg(test)]
+mod hostile_tests;
 mod input;
 mod stats;
 #[cfg(test)]
@@ -50,7 +52,7 @@ use super::{
     BlockFile, Readiness, audit,
     host::Hosts,
     page,
-    problem::{Refused, problem},
+    problem::{Refused, no_such_method, problem},
     server::{Listener, Server, Tls},
     tokens::Tokens,
 };
@@ -283,6 +285,8 @@ fn router(app: App, hosts: Option<Hosts>) -> Router {
         .route("/admin/log", put(stats::set_log).get(stats::log))
         .route("/admin/openapi.json", get(stats::openapi))
         .fallback(no_such_path)
+        // Here, so that this too is for those who may ask.
+        .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(app.clone(), auth::check));
     // The page for browsers holds no secrets: it asks for the token and sends it with what it asks.
     let routes = Router::new().merge(api).merge(page::dashboard()).with_state(app);

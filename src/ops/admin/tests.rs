@@ -19,7 +19,7 @@ use crate::{
     wire::{AllocationId, CloseCode, DeviceId, PeerId, RelayId},
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Fake {
     live: Mutex<Vec<Summary>>,
@@ -96,35 +96,35 @@ fn allocation(n: u8) -> Summary {
     }
 }
 
-struct Api {
-    server: AdminServer,
+pub(super) struct Api {
+    pub(super) server: AdminServer,
     fake: Arc<Fake>,
     security: SecurityEvents,
     readiness: Readiness,
-    folder: TempDir,
-    full: String,
-    read: String,
+    pub(super) folder: TempDir,
+    pub(super) full: String,
+    pub(super) read: String,
 }
 
 #[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) head: String,
+    pub(super) body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
 impl Api {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Self::with(0..10).await
     }
 
-    async fn with(live: impl IntoIterator<Item = u8>) -> Self {
+    pub(super) async fn with(live: impl IntoIterator<Item = u8>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let token_file = folder.path().join("tokens");
         let mut lines = String::new();
@@ -172,7 +172,7 @@ impl Api {
         Self { server, fake, security, readiness, folder, full, read }
     }
 
-    async fn tcp(&self) -> TcpStream {
+    pub(super) async fn tcp(&self) -> TcpStream {
         let url = self.server.url().unwrap();
         TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap()
     }
@@ -182,24 +182,24 @@ impl Api {
     }
 
     /// Over TCP with the token that may do everything.
-    async fn ask(&self, method: &str, path: &str) -> Answer {
+    pub(super) async fn ask(&self, method: &str, path: &str) -> Answer {
         self.tell(method, path, "").await
     }
 
-    async fn tell(&self, method: &str, path: &str, body: &str) -> Answer {
+    pub(super) async fn tell(&self, method: &str, path: &str, body: &str) -> Answer {
         ask(self.tcp().await, method, path, &format!("authorization: Bearer {}\r\n", self.full), body).await
     }
 
-    async fn with_headers(&self, method: &str, path: &str, headers: &str) -> Answer {
+    pub(super) async fn with_headers(&self, method: &str, path: &str, headers: &str) -> Answer {
         ask(self.tcp().await, method, path, headers, "").await
     }
 
-    fn told(&self) -> Vec<String> {
+    pub(super) fn told(&self) -> Vec<String> {
         std::mem::take(&mut *self.fake.told.lock().unwrap())
     }
 }
 
-async fn ask(
+pub(super) async fn ask(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     method: &str,
     path: &str,
