@@ -140,6 +140,8 @@ pub struct Metrics {
     allocations_ended: PerCode,
     /// Allocations now.
     pub allocations: IntGauge,
+    /// Allocations that there may be at once.
+    pub max_allocations: IntGauge,
     /// Requests refused, by code.
     refused: PerCode,
     /// What passed, by the role that sent it. This and what was dropped is counted for each packet, so it is striped.
@@ -339,6 +341,11 @@ impl Metrics {
                 "Allocations that are over, by close code.",
             )?,
             allocations: gauge(r, "zrc_relay_allocations", "Allocations now.")?,
+            max_allocations: gauge(
+                r,
+                "zrc_relay_max_allocations",
+                "Allocations that there may be at once; the next one is refused.",
+            )?,
             refused: PerCode::new(r, "zrc_relay_refused_total", "Requests refused, by close code.")?,
             forwarded,
             streams: ["bi", "uni"].map(|kind| streams.with_label_values(&[kind])),
@@ -410,6 +417,11 @@ impl Metrics {
     /// Names the region that the relay stands in, so that several relays can be added up by it.
     pub fn set_region(&self, region: &str) {
         self.region.with_label_values(&[region]).set(1);
+    }
+
+    /// So many allocations there may be at once.
+    pub fn show_max_allocations(&self, max_allocations: usize) {
+        self.max_allocations.set(i64::try_from(max_allocations).unwrap_or(i64::MAX));
     }
 
     /// Connections of one shard.

@@ -46,6 +46,7 @@ mod signals;
 mod state;
 mod token;
 mod top;
+mod webhooks;
 
 use std::{future::Future, num::NonZeroUsize, process::ExitCode};
 

@@ -163,8 +163,9 @@ impl Source {
 
 /// The configuration file, if there is one, and all that it names.
 fn files_of(sources: &Sources, config: &Config) -> Vec<PathBuf> {
-    let named = config.relay.key_files.iter().chain(&config.ops.geoip_file).chain(&config.admin.key_files);
-    sources.file.iter().chain(named).cloned().collect()
+    let relay = config.relay.key_files.iter().chain(&config.ops.geoip_file);
+    let others = config.admin.key_files.iter().chain(&config.security.secret_file);
+    sources.file.iter().chain(relay).chain(others).cloned().collect()
 }
 
 /// All that the files hold. One that cannot be read counts as empty.

@@ -14,16 +14,14 @@ use super::{
     out,
     renewal::Renewal,
     state::{self, Given, State},
+    webhooks::Webhooks,
 };
 use crate::{
     acme::Answers,
     clock::Clock,
     config::{self, Certificate, Config, Standing},
     geoip::Database,
-    guard::{
-        EventSettings, GuardSettings, PerMinute, SecurityEvents, SigningKeys, Timing, Webhook,
-        WebhookSettings,
-    },
+    guard::{EventSettings, GuardSettings, PerMinute, SecurityEvents},
     metrics::Metrics,
     ops::{
         BlockFile, Check, Handles, Hosts, Liveness, NotReady, OpsServer, Readiness,
@@ -32,8 +30,8 @@ use crate::{
         tokens::Tokens,
     },
     relay::{
-        self, Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, Issuer, Pinned, RelayConfig, RelayServer, StartError,
-        TlsIdentity,
+        self, Admission, DATAGRAM_RECEIVE_BUFFER_BYTES, Issuer, LiveLimits, Pinned, RelayConfig, RelayServer,
+        StartError, TlsIdentity,
     },
     telemetry::LevelHandle,
     wire::Descriptor,
@@ -48,8 +46,8 @@ pub(super) struct Running {
     /// For its end.
     admin: AdminServer,
     readiness: Readiness,
-    /// Sends security events for as long as it is here.
-    _webhook: Option<Webhook>,
+    security: SecurityEvents,
+    webhooks: Webhooks,
     metrics: Arc<Metrics>,
     certificate: Arc<Shown>,
     renewal: Option<Renewal>,
@@ -90,17 +88,9 @@ impl Running {
         if let Some(region) = &wanted.region {
             metrics.set_region(region);
         }
-        let settings = EventSettings {
-            log_addresses: reporting.log_addresses,
-            log_lines_per_sec: reporting.log_lines_per_sec,
-        };
-        let security = SecurityEvents::new(clock, metrics.clone(), settings);
-        let webhook = reporting.webhook.map(|config::Webhook { url, secrets }| {
-            let keys = SigningKeys::new(&secrets);
-            let settings = WebhookSettings { url, keys, relay_id: state.relay_id, timing: Timing::default() };
-            Webhook::start(settings, &security, clock, metrics.clone())
-        });
-        let webhook = webhook.transpose().or_fail(Exit::Software, "cannot send security events")?;
+        let security = SecurityEvents::new(clock, metrics.clone(), event_settings(&reporting));
+        let webhooks = Webhooks::new(security.clone(), state.relay_id, clock, metrics.clone());
+        webhooks.send_to(reporting.webhook).or_fail(Exit::Software, "cannot send security events")?;
 
         let public_ip = wanted.public.as_ref().and_then(|public| public.host.parse::<IpAddr>().ok());
         let public_port =
@@ -128,7 +118,7 @@ impl Running {
             },
             clock,
             metrics.clone(),
-            security,
+            security.clone(),
         )
         .map_err(|error| {
             let exit = match error {
@@ -164,9 +154,9 @@ impl Running {
             Arc::new(Shown::new(clock, metrics.clone(), state.folder, descriptor.clone(), shown));
         let readiness = Readiness::default();
         let handle = relay.handle();
-        let (max_allocations, live) = (wanted.rules.max_allocations, metrics.allocations.clone());
+        let (max_allocations, live) = (metrics.max_allocations.clone(), metrics.allocations.clone());
         readiness.watch(move || {
-            let live = usize::try_from(live.get()).unwrap_or(0);
+            let (live, max_allocations) = (live.get(), max_allocations.get());
             let detail = format!("{live} of {max_allocations} allocations");
             vec![Check::new("allocations", live < max_allocations, detail, NotReady::Full)]
         });
@@ -219,7 +209,6 @@ impl Running {
             blocks: Arc::new(blocks),
             control: Arc::new(Controlled { relay: handle, log, certificate: certificate.clone() }),
             descriptor: certificate.descriptor().clone(),
-            max_allocations,
             audit: Arc::new(audit),
             tokens: Arc::new(Tokens::new(token_file)),
             hosts,
@@ -235,18 +224,27 @@ impl Running {
             admin,
             readiness,
             metrics,
-            _webhook: webhook,
+            security,
+            webhooks,
             certificate,
             renewal,
             descriptor_path,
         })
     }
 
-    /// Puts in force what can change while it runs: who may come, who may have what, and the certificate.
+    /// Puts in force what can change while it runs: who may come, who may have what, how much there is, what is
+    /// reported, and the certificate. Call it inside a tokio runtime.
     pub(super) fn apply(&self, config: Config) {
         self.relay.set_admission(admission(&config.relay));
-        self.certificate.apply(&self.relay, config.relay.certificate, &config.relay.server_name);
         show_countries(&self.metrics, config.ops.countries);
+        if let Err(error) = self.relay.set_limits(live_limits(&config.relay)) {
+            tracing::error!(%error, "the limits cannot be changed; the last ones stay");
+        }
+        self.certificate.apply(&self.relay, config.relay.certificate, &config.relay.server_name);
+        self.security.configure(event_settings(&config.security));
+        if let Err(error) = self.webhooks.send_to(config.security.webhook) {
+            tracing::error!(%error, "security events cannot be sent");
+        }
         self.relay.guard().configure(&guard_settings(config.guard));
         self.show_to_administrators(config.admin.certificate);
     }
@@ -430,6 +428,20 @@ fn admission(wanted: &config::Relay) -> Admission {
         admission.issuers.insert(kid.as_str().into(), Issuer { key: *key, tier: *tier, tiers });
     }
     admission
+}
+
+/// How much there is, as the relay wants it told.
+fn live_limits(wanted: &config::Relay) -> LiveLimits {
+    LiveLimits {
+        rules: wanted.rules,
+        global_bytes_per_sec: wanted.global_bytes_per_sec,
+        max_unauthenticated: wanted.max_unauthenticated,
+    }
+}
+
+/// How security events are logged.
+fn event_settings(wanted: &config::Security) -> EventSettings {
+    EventSettings { log_addresses: wanted.log_addresses, log_lines_per_sec: wanted.log_lines_per_sec }
 }
 
 /// Who may come and how often, as the relay wants it told.
@@ -625,8 +637,12 @@ mod tests {
         let guard = config::Guard { max_sources: 5000, ..config.guard.clone() };
         let Admission { self_certified, max_token_lifetime, .. } = admission(&config.relay);
         format!(
-            "{self_certified:?} {max_token_lifetime:?} {:?} {:?} {guard:?} {:?}",
-            config.relay.devices, config.relay.issuers, config.log.level
+            "{self_certified:?} {max_token_lifetime:?} {:?} {:?} {guard:?} {:?} {:?} {:?}",
+            config.relay.devices,
+            config.relay.issuers,
+            config.log.level,
+            live_limits(&config.relay),
+            event_settings(&config.security),
         )
     }
 
@@ -665,7 +681,7 @@ mod tests {
             let clock = Clock::start();
             while !done() {
                 assert!(clock.mono() < Duration::from_secs(60));
-                runtime.block_on(tokio::time::sleep(Duration::from_millis(50)));
+                runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
             }
         };
         for path in ["/health", "/livez", "/ready"] {

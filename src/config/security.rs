@@ -1,6 +1,9 @@
 //! The section `[security]`: how security events are logged, and to whom they are sent.
 
-use std::{fmt, path::Path};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::Url;
@@ -34,11 +37,18 @@ pub struct Security {
     pub log_lines_per_sec: u32,
     /// Where events are sent.
     pub webhook: Option<Webhook>,
+    /// The file that the webhook's secrets were read from.
+    pub secret_file: Option<PathBuf>,
 }
 
 impl Default for Security {
     fn default() -> Self {
-        Self { log_addresses: false, log_lines_per_sec: DEFAULT_LOG_LINES_PER_SEC, webhook: None }
+        Self {
+            log_addresses: false,
+            log_lines_per_sec: DEFAULT_LOG_LINES_PER_SEC,
+            webhook: None,
+            secret_file: None,
+        }
     }
 }
 
@@ -68,8 +78,9 @@ impl Security {
             .unwrap_or(DEFAULT_LOG_LINES_PER_SEC);
         let url = section.read_secret("webhook_url", URL_EXAMPLE, url);
         let said = section.read_secret("webhook_secret", SECRET_EXAMPLE, secrets);
-        let filed =
-            section.read("webhook_secret_file", r#""webhook.secret""#, |value| secret_file(value, folder));
+        let (secret_file, filed) = section
+            .read("webhook_secret_file", r#""webhook.secret""#, |value| secret_file(value, folder))
+            .unzip();
         let (has_url, has_secret, has_file) = (
             section.was_given("webhook_url"),
             section.was_given("webhook_secret"),
@@ -93,7 +104,7 @@ impl Security {
             section.fault("webhook_secret_file", None, reason.into(), String::new());
         }
         let webhook = url.zip(said.or(filed)).map(|(url, secrets)| Webhook { url, secrets });
-        (Self { log_addresses, log_lines_per_sec, webhook }, section.finish())
+        (Self { log_addresses, log_lines_per_sec, webhook, secret_file }, section.finish())
     }
 }
 
@@ -118,10 +129,12 @@ fn secrets(value: &Value) -> Result<Vec<Zeroizing<Vec<u8>>>, String> {
 }
 
 /// One on each line; blank lines and those that begin with # are skipped.
-fn secret_file(value: &Value, folder: &Path) -> Result<Vec<Zeroizing<Vec<u8>>>, Reason> {
-    let text = read::text_file(&folder.join(read::text(value)?), MAX_SECRET_FILE_BYTES)?;
+fn secret_file(value: &Value, folder: &Path) -> Result<(PathBuf, Vec<Zeroizing<Vec<u8>>>), Reason> {
+    let path = folder.join(read::text(value)?);
+    let text = read::text_file(&path, MAX_SECRET_FILE_BYTES)?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    Ok(checked(&lines.collect::<Vec<_>>())?)
+    let secrets = checked(&lines.collect::<Vec<_>>())?;
+    Ok((path, secrets))
 }
 
 fn checked(texts: &[&str]) -> Result<Vec<Zeroizing<Vec<u8>>>, String> {

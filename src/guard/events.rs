@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use serde_json::{Map, Value, json};
 use tokio::sync::broadcast::{self, error::RecvError};
 
@@ -386,7 +387,7 @@ pub struct SecurityEvents(Arc<Stream>);
 struct Stream {
     clock: Clock,
     metrics: Arc<Metrics>,
-    settings: EventSettings,
+    settings: ArcSwap<EventSettings>,
     lines: [LineLimit; BUCKETS],
     ring: broadcast::Sender<Arc<Record>>,
     /// So that nothing is made for nobody: asking the ring takes a lock.
@@ -399,24 +400,30 @@ impl SecurityEvents {
         Self(Arc::new(Stream {
             clock,
             metrics,
-            settings,
+            settings: ArcSwap::from_pointee(settings),
             lines: Default::default(),
             ring: broadcast::Sender::new(RING_EVENTS),
             subscribers: AtomicUsize::new(0),
         }))
     }
 
+    /// Logs otherwise from now on.
+    pub fn configure(&self, settings: EventSettings) {
+        self.0.settings.store(Arc::new(settings));
+    }
+
     /// Counts, logs and hands on an event. Never waits.
     pub fn emit(&self, event: SecurityEvent, subject: Subject) {
         let stream = &*self.0;
+        let EventSettings { log_addresses, log_lines_per_sec } = **stream.settings.load();
         let kind = event.kind();
         stream.metrics.security.event(kind);
         let passed = stream
             .lines
             .get(bucket(&event))
-            .and_then(|limit| limit.pass(stream.clock.mono().as_secs(), stream.settings.log_lines_per_sec));
+            .and_then(|limit| limit.pass(stream.clock.mono().as_secs(), log_lines_per_sec));
         match passed {
-            Some(suppressed) => log(&event, &subject, suppressed, stream.settings.log_addresses),
+            Some(suppressed) => log(&event, &subject, suppressed, log_addresses),
             None => stream.metrics.security.unlogged(kind),
         }
         if stream.subscribers.load(Ordering::Relaxed) > 0 {

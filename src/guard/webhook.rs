@@ -9,6 +9,7 @@
 
 use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::{
@@ -109,7 +110,16 @@ pub enum WebhookError {
 }
 
 /// Sends events until it is dropped.
-pub struct Webhook(JoinHandle<()>);
+pub struct Webhook {
+    task: JoinHandle<()>,
+    target: Arc<ArcSwap<Target>>,
+}
+
+/// Where to, and signed with what.
+struct Target {
+    url: Url,
+    keys: SigningKeys,
+}
 
 impl Webhook {
     /// Sends every event from now on. Call it inside a tokio runtime that moves no packets.
@@ -134,14 +144,22 @@ impl Webhook {
             .user_agent(concat!("zrc-relay/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| WebhookError::Client(error.without_url()))?;
-        let sender = Sender { client, settings, clock, metrics, failing: false };
-        Ok(Self(tokio::spawn(sender.run(events.subscribe()))))
+        let WebhookSettings { url, keys, relay_id, timing } = settings;
+        let target = Arc::new(ArcSwap::from_pointee(Target { url, keys }));
+        let sender =
+            Sender { client, target: target.clone(), relay_id, timing, clock, metrics, failing: false };
+        Ok(Self { task: tokio::spawn(sender.run(events.subscribe())), target })
+    }
+
+    /// Sends there from the next attempt on, what waits already included.
+    pub fn retarget(&self, url: Url, keys: SigningKeys) {
+        self.target.store(Arc::new(Target { url, keys }));
     }
 }
 
 impl Drop for Webhook {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -159,7 +177,9 @@ fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
 
 struct Sender {
     client: Client,
-    settings: WebhookSettings,
+    target: Arc<ArcSwap<Target>>,
+    relay_id: RelayId,
+    timing: Timing,
     clock: Clock,
     metrics: Arc<Metrics>,
     /// Whether the last attempt failed. Only changes are logged above debug.
@@ -210,7 +230,7 @@ impl Sender {
         let mut batch = Batch::default();
         batch.add(events.next().await, &self.metrics);
         // An end of the time is no loss: `next` is cancel-safe.
-        let _ = timeout(self.settings.timing.gather, async {
+        let _ = timeout(self.timing.gather, async {
             while batch.events.len() < MAX_BATCH_EVENTS {
                 batch.add(events.next().await, &self.metrics);
             }
@@ -226,7 +246,7 @@ impl Sender {
             return false;
         };
         let body = self.body(batch);
-        let mut wait = self.settings.timing.retry;
+        let mut wait = self.timing.retry;
         for attempt in 1..=MAX_ATTEMPTS {
             let (why, not_before) = match self.attempt(&id, &body).await {
                 Attempt::Taken => {
@@ -269,7 +289,7 @@ impl Sender {
             "type": "security.events",
             "timestamp": rfc3339(self.clock.unix_secs()),
             "data": {
-                "relay_id": self.settings.relay_id.to_string(),
+                "relay_id": self.relay_id.to_string(),
                 "missed": batch.missed,
                 "events": batch.events,
             },
@@ -280,13 +300,14 @@ impl Sender {
 
     async fn attempt(&self, id: &str, body: &[u8]) -> Attempt {
         let timestamp = self.clock.unix_secs();
+        let target = self.target.load_full();
         let request = self
             .client
-            .post(self.settings.url.clone())
+            .post(target.url.clone())
             .header(CONTENT_TYPE, "application/json")
             .header("webhook-id", id)
             .header("webhook-timestamp", timestamp)
-            .header("webhook-signature", self.settings.keys.sign(id, timestamp, body))
+            .header("webhook-signature", target.keys.sign(id, timestamp, body))
             .body(body.to_vec());
         match request.send().await {
             Ok(response) => {
@@ -314,7 +335,7 @@ impl Sender {
     /// Why a request failed, without the URL, which may hold a password, and without addresses.
     fn describe(&self, error: &reqwest::Error) -> String {
         if error.is_timeout() {
-            return format!("no answer within {} ms", self.settings.timing.attempt.as_millis());
+            return format!("no answer within {} ms", self.timing.attempt.as_millis());
         }
         let mut cause = error.source();
         while let Some(deeper) = cause.and_then(std::error::Error::source) {

@@ -45,7 +45,7 @@ pub(super) fn screen(hub: &Hub, shard: &Shard, incoming: Incoming) -> Option<Cal
             return None;
         }
     };
-    let Some(place) = shard.unauthenticated() else {
+    let Some(place) = shard.unauthenticated(hub) else {
         hub.metrics.handshakes_refused.inc();
         hub.security.emit(SecurityEvent::LimitHit { limit: Limit::Unauthenticated }, Subject::NOBODY);
         incoming.refuse();

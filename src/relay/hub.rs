@@ -26,7 +26,7 @@ use crate::{
     clock::Clock,
     guard::{Guard, Limit, SecurityEvent, SecurityEvents, Subject},
     metrics::Metrics,
-    table::{ConnId, Effect, Joined, Lifecycle, Meter, Now, Summary, Table},
+    table::{ConnId, Effect, Joined, Lifecycle, Meter, Now, Rules, Summary, Table},
     wire::{Claims, CloseCode, Handle, RelayId, Role, VerifiedTokens},
 };
 
@@ -42,6 +42,17 @@ const LIFECYCLE_EVENTS: usize = 2048;
 /// How many allocations are described while the table waits: some hundred microseconds.
 const DESCRIBED_AT_ONCE: usize = 1024;
 
+/// How connections are accepted and kept, now.
+#[derive(Debug, Clone)]
+pub(super) struct Accepting {
+    /// Connections of all shards that may be without an accepted token at once.
+    pub max_unauthenticated: usize,
+    /// How long a connection may be silent.
+    pub idle_timeout: Duration,
+    /// What a connection is accepted with.
+    pub with: Arc<quinn::ServerConfig>,
+}
+
 /// What all sessions share.
 pub(super) struct Hub {
     pub clock: Clock,
@@ -56,7 +67,10 @@ pub(super) struct Hub {
     pub reads: Reads,
     /// Changed under the table's mutex, so that whoever joins is judged by it or with the others.
     admission: ArcSwap<Admission>,
+    accepting: ArcSwap<Accepting>,
     table: Mutex<Table>,
+    /// Wakes whoever divides the limit of all allocations together, when there is another one.
+    pub shared_anew: Notify,
     legs: DashMap<ConnId, Arc<Leg>>,
     next_connection: AtomicU64,
     /// Refuses what is new: for good, or until somebody takes it back.
@@ -79,6 +93,7 @@ impl Hub {
         guard: Arc<Guard>,
         relay_id: RelayId,
         admission: Admission,
+        accepting: Accepting,
         table: Table,
         channels: Channels,
     ) -> Self {
@@ -93,7 +108,9 @@ impl Hub {
             reads: Reads::new(channels.shards()),
             channels,
             admission: ArcSwap::from_pointee(admission),
+            accepting: ArcSwap::from_pointee(accepting),
             table: Mutex::new(table),
+            shared_anew: Notify::new(),
             legs: DashMap::new(),
             next_connection: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -128,6 +145,23 @@ impl Hub {
         self.change(table, |table, now, effects| {
             table.reconsider(now, |identity, basis| admission.judge(identity, basis), effects);
         });
+    }
+
+    /// What is in force now. For what happens once a connection, not once a packet.
+    pub fn accepting(&self) -> arc_swap::Guard<Arc<Accepting>> {
+        self.accepting.load()
+    }
+
+    /// Puts other limits in force, also for what is live.
+    pub fn set_limits(&self, accepting: Accepting, rules: Rules, global_bytes_per_sec: Option<u64>) {
+        self.accepting.store(Arc::new(accepting));
+        self.metrics.show_max_allocations(rules.max_allocations);
+        self.change(self.lock(), |table, now, effects| {
+            table.set_rules(now, rules, effects);
+            // Under the mutex: an allocation that is made now shares it from the beginning.
+            table.set_global_limit(self.clock.nanos(), global_bytes_per_sec);
+        });
+        self.shared_anew.notify_one();
     }
 
     /// Brings a connection into its allocation. Token and proof have been checked.

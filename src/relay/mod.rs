@@ -41,5 +41,7 @@ mod unproven;
 
 pub use auth::{Admission, Issuer, Pinned};
 pub use handle::{LegInfo, RelayHandle};
-pub use server::{DATAGRAM_RECEIVE_BUFFER_BYTES, MAX_SHARDS, Pulse, RelayConfig, RelayServer, StartError};
+pub use server::{
+    DATAGRAM_RECEIVE_BUFFER_BYTES, LiveLimits, MAX_SHARDS, Pulse, RelayConfig, RelayServer, StartError,
+};
 pub use tls::TlsIdentity;

@@ -19,13 +19,13 @@ use super::{
     channel::Channels,
     handle::RelayHandle,
     handshake::ServerCrypto,
-    hub::Hub,
+    hub::{Accepting, Hub},
     session::Terms,
     shard::{Common, RunningShard, Shard},
     share::share,
     socket::Mailboxes,
     steer::{self, Sockets, Steer},
-    tls::{self, TlsIdentity},
+    tls::{self, TlsIdentity, Transport},
 };
 use crate::{
     clock::Clock,
@@ -77,6 +77,18 @@ pub struct RelayConfig {
 /// More threads than that have never been asked for; the wire has room for 256.
 pub const MAX_SHARDS: u8 = 64;
 
+/// The limits that can be others while a relay runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LiveLimits {
+    /// How many, for how long. Smaller numbers end nothing, they refuse more; shorter times may be over at once. How
+    /// long a connection may be silent is fixed for some when they come: what is longer than before holds for new ones.
+    pub rules: Rules,
+    /// As [`RelayConfig::global_bytes_per_sec`]; from one moment to the next, for what is live too.
+    pub global_bytes_per_sec: Option<u64>,
+    /// As [`RelayConfig::max_unauthenticated`].
+    pub max_unauthenticated: usize,
+}
+
 /// Why a relay did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -112,10 +124,12 @@ pub struct RelayServer {
     hub: Arc<Hub>,
     local_addr: SocketAddr,
     crypto: Arc<ServerCrypto>,
+    /// As it was started with.
+    transport: Transport,
     /// In the order of their numbers.
     shards: Vec<RunningShard>,
     timekeeper: Option<JoinHandle<()>>,
-    /// Where all allocations share a limit.
+    /// Divides the limit that all allocations share, while there is one.
     sharer: Option<JoinHandle<()>>,
     lost: Arc<Notify>,
     /// Closing one socket of several on a port gives its number to another, and packets would go astray while the
@@ -149,12 +163,12 @@ impl RelayServer {
         let mut drawn = [0; 32];
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         provider.secure_random.fill(&mut drawn).map_err(|_| rustls::Error::FailedToGetRandomBytes)?;
-        let (server_config, crypto) = tls::server_config(
-            &config.tls,
-            config.keepalive,
-            config.rules.idle_timeout,
-            config.datagram_receive_buffer_bytes,
-        )?;
+        let transport = Transport {
+            keepalive: config.keepalive,
+            idle_timeout: config.rules.idle_timeout,
+            datagram_receive_buffer_bytes: config.datagram_receive_buffer_bytes,
+        };
+        let (server_config, crypto) = tls::server_config(&config.tls, transport)?;
         let wanted = match config.shards {
             Some(shards) => shards.get(),
             None => available_parallelism().map_or(1, |cores| u8::try_from(cores.get()).unwrap_or(u8::MAX)),
@@ -171,20 +185,25 @@ impl RelayServer {
             public_addr: config.public_addr,
             listen_port: local_addr.port(),
             keepalive: config.keepalive,
-            idle_timeout: config.rules.idle_timeout,
-            max_unauthenticated: config.max_unauthenticated,
             raw_channel: config.raw_channel,
         };
         let channels = Channels::new(shards)?;
         let guard = Arc::new(Guard::new(&config.guard, metrics.clone(), security));
-        let pool = config.global_bytes_per_sec.map(|limit| Arc::new(Pool::new(limit)));
+        metrics.show_max_allocations(config.rules.max_allocations);
+        let pool = Arc::new(Pool::new(config.global_bytes_per_sec));
+        let accepting = Accepting {
+            max_unauthenticated: config.max_unauthenticated,
+            idle_timeout: config.rules.idle_timeout,
+            with: Arc::new(server_config.clone()),
+        };
         let hub = Arc::new(Hub::new(
             clock,
             metrics,
             guard,
             config.relay_id,
             config.admission,
-            Table::sharing(config.rules, pool.clone()),
+            accepting,
+            Table::sharing(config.rules, Some(pool.clone())),
             channels,
         ));
         let common = Common {
@@ -199,6 +218,7 @@ impl RelayServer {
             hub: hub.clone(),
             local_addr,
             crypto,
+            transport,
             shards: Vec::new(),
             timekeeper: None,
             sharer: None,
@@ -211,7 +231,7 @@ impl RelayServer {
             let shard = Shard::new(number, terms.clone(), connections, Arc::clone(&unauthenticated));
             server.shards.push(RunningShard::start(shard, socket, &common, hub.clone())?);
         }
-        server.sharer = pool.map(|pool| tokio::spawn(share(hub.clone(), pool)));
+        server.sharer = Some(tokio::spawn(share(hub.clone(), pool)));
         server.timekeeper = Some(tokio::spawn(async move { hub.keep_time().await }));
         Ok(server)
     }
@@ -249,6 +269,11 @@ impl RelayServer {
     }
 
     #[cfg(test)]
+    pub(super) fn accepting(&self) -> Accepting {
+        self.hub.accepting().as_ref().clone()
+    }
+
+    #[cfg(test)]
     pub(super) fn legs(&self) -> Vec<Arc<super::leg::Leg>> {
         self.hub.legs()
     }
@@ -279,6 +304,25 @@ impl RelayServer {
     /// proportion to the number of allocations.
     pub fn set_admission(&self, admission: Admission) {
         self.hub.set_admission(admission);
+    }
+
+    /// Other limits, from now on and for what is live: see [`LiveLimits`]. No session ends for it, but those that the
+    /// shorter timeouts make due. Takes time in proportion to the number of allocations.
+    ///
+    /// # Errors
+    /// When the idle timeout is more than QUIC can express: then nothing has changed.
+    pub fn set_limits(&self, limits: LiveLimits) -> Result<(), StartError> {
+        let LiveLimits { rules, global_bytes_per_sec, max_unauthenticated } = limits;
+        // A quiet client speaks as often as it was told to: that is no silence.
+        let spoken = self.transport.keepalive.unwrap_or_default().saturating_mul(2);
+        let idle_timeout = rules.idle_timeout.max(spoken);
+        let transport = Transport { idle_timeout, ..self.transport };
+        let before = self.hub.accepting().with.clone();
+        let mut with = quinn::ServerConfig::clone(&before);
+        with.transport_config(Arc::new(transport.config()?));
+        let accepting = Accepting { max_unauthenticated, idle_timeout, with: Arc::new(with) };
+        self.hub.set_limits(accepting, rules, global_bytes_per_sec);
+        Ok(())
     }
 
     /// Refuses what is new, tells every client DRAINING, and ends within about `deadline`.

@@ -65,9 +65,6 @@ pub(super) struct Terms {
     pub public_addr: Option<SocketAddr>,
     pub listen_port: u16,
     pub keepalive: Option<Duration>,
-    pub idle_timeout: Duration,
-    /// Connections of all shards that may be without an accepted token at once.
-    pub max_unauthenticated: usize,
     /// Whether clients are offered a raw channel.
     pub raw_channel: bool,
 }
@@ -87,7 +84,7 @@ pub(super) fn serve(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) -> impl Fu
 async fn let_in(hub: Arc<Hub>, shard: Arc<Shard>, caller: Caller) -> Option<(Guard, Session)> {
     let Caller { incoming, place: unauthenticated, counted, cover } = caller;
     let from = incoming.remote_address().ip();
-    let connection = match incoming.accept() {
+    let connection = match incoming.accept_with(hub.accepting().with.clone()) {
         Ok(connecting) => timeout(HANDSHAKE_TIMEOUT, connecting).await,
         Err(error) => Ok(Err(error)),
     };
@@ -570,7 +567,7 @@ impl Session {
             peer_present: told.peer_present,
             max_datagram_bytes: told.path_limit.datagram_bytes,
             keepalive_ms: terms.keepalive.map_or(0, milliseconds),
-            idle_timeout_ms: milliseconds(terms.idle_timeout),
+            idle_timeout_ms: milliseconds(self.hub.accepting().idle_timeout),
             features: terms.raw_channel.then_some(Feature::RawChannel.into()).into_iter().collect(),
             relays: Vec::new(),
         })

@@ -80,9 +80,9 @@ impl Shard {
     }
 
     /// A place among the connections without a token; `None` when all are taken.
-    pub fn unauthenticated(&self) -> Option<Unauthenticated> {
+    pub fn unauthenticated(&self, hub: &Hub) -> Option<Unauthenticated> {
         let taken = self.unauthenticated.fetch_add(1, Ordering::Relaxed);
-        let max = self.terms.max_unauthenticated;
+        let max = hub.accepting().max_unauthenticated;
         let place =
             Unauthenticated { all: self.unauthenticated.clone(), among_many: taken >= max.div_ceil(2) };
         (taken < max).then_some(place)
@@ -110,6 +110,7 @@ impl Shard {
         hub.unproven.tidy(mono);
         let changes = hub.guard.list_changes();
         let lists_changed = self.list_changes.swap(changes, Ordering::Relaxed) != changes;
+        let idle_timeout = hub.accepting().idle_timeout;
         let round = self.sweeps.fetch_add(1, Ordering::Relaxed);
         for leg in self.legs().values() {
             leg.tell_notices(now);
@@ -136,7 +137,7 @@ impl Shard {
                 report_restless(hub, observed.challenges, Subject::NOBODY.on(leg.id).of(leg.handle));
                 leg.close(CloseCode::RateLimited, RESTLESS);
             }
-            if observed.silent_for >= self.terms.idle_timeout {
+            if observed.silent_for >= idle_timeout {
                 leg.close(CloseCode::Idle, "nothing was heard from this connection for the idle timeout");
             }
         }

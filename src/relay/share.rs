@@ -10,11 +10,23 @@ use crate::table::fair::{INTERVAL, Pool, Sharer};
 /// The use that is shown is the mean of so many intervals: a second.
 const SHOWN_INTERVALS: usize = 10;
 
-/// Measures and divides, until dropped.
+/// Measures and divides whenever there is a limit, until dropped.
 pub(super) async fn share(hub: Arc<Hub>, pool: Arc<Pool>) {
+    loop {
+        if pool.limit_bytes_per_sec().is_some() {
+            divide(&hub, &pool).await;
+        }
+        hub.metrics.global_limit.set(0);
+        hub.metrics.global_use.set(0);
+        // Notified also when the limit came before this was awaited.
+        hub.shared_anew.notified().await;
+    }
+}
+
+/// Divides for as long as there is a limit.
+async fn divide(hub: &Hub, pool: &Arc<Pool>) {
     let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    hub.metrics.global_limit.set(gauge(pool.limit_bytes_per_sec()));
-    let mut sharer = Sharer::new(pool, hub.clock.nanos());
+    let mut sharer = Sharer::new(pool.clone(), hub.clock.nanos());
     let mut meters = Vec::new();
     let mut used = [0; SHOWN_INTERVALS];
     let mut ticks = interval(INTERVAL);
@@ -22,6 +34,8 @@ pub(super) async fn share(hub: Arc<Hub>, pool: Arc<Pool>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.tick().await;
     loop {
+        let Some(limit) = pool.limit_bytes_per_sec() else { return };
+        hub.metrics.global_limit.set(gauge(limit));
         ticks.tick().await;
         hub.meters(&mut meters);
         used.rotate_left(1);

@@ -133,35 +133,48 @@ pub(super) fn shown(identity: &TlsIdentity) -> Result<Shown, rustls::Error> {
 /// The relay's side of every connection, as it is before a token is accepted; and what shows it a certificate.
 pub(super) fn server_config(
     identity: &TlsIdentity,
-    keepalive: Option<Duration>,
-    idle_timeout: Duration,
-    datagram_receive_buffer_bytes: usize,
+    transport: Transport,
 ) -> Result<(quinn::ServerConfig, Arc<ServerCrypto>), StartError> {
-    let mut transport = TransportConfig::default();
-    transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(1))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(WINDOW_UNAUTHENTICATED_BYTES))
-        .send_window(SEND_WINDOW_BYTES)
-        .datagram_receive_buffer_size(Some(datagram_receive_buffer_bytes))
-        .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER_BYTES)
-        .keep_alive_interval(keepalive)
-        .max_idle_timeout(Some(
-            IdleTimeout::try_from(idle_timeout + IDLE_MARGIN).map_err(|_| StartError::IdleTimeout)?,
-        ));
-    acks::ask_for_few(&mut transport);
-    transport.mtu_discovery_config(Some(mtu::discovery()));
-    transport.congestion_controller_factory(Arc::new(RateBasedFactory::new()));
-
     let crypto = Arc::new(ServerCrypto::new(shown(identity)?).ok_or(StartError::NoInitialCipher)?);
     let mut config = quinn::ServerConfig::with_crypto(crypto.clone());
-    config.transport_config(Arc::new(transport)).token_key(token_key(identity));
+    config.transport_config(Arc::new(transport.config()?)).token_key(token_key(identity));
     // An address has another owner tomorrow; a client that was here today is back by then.
     let mut tokens = ValidationTokenConfig::default();
     tokens.lifetime(TOKEN_LIFETIME);
     config.validation_token_config(tokens);
     Ok((config, crypto))
+}
+
+/// What differs from relay to relay in how connections are kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Transport {
+    pub keepalive: Option<Duration>,
+    pub idle_timeout: Duration,
+    pub datagram_receive_buffer_bytes: usize,
+}
+
+impl Transport {
+    /// As a connection is before its token is accepted.
+    pub fn config(&self) -> Result<TransportConfig, StartError> {
+        let Self { keepalive, idle_timeout, datagram_receive_buffer_bytes } = *self;
+        let mut transport = TransportConfig::default();
+        transport
+            .max_concurrent_bidi_streams(VarInt::from_u32(1))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+            .receive_window(VarInt::from_u32(WINDOW_UNAUTHENTICATED_BYTES))
+            .send_window(SEND_WINDOW_BYTES)
+            .datagram_receive_buffer_size(Some(datagram_receive_buffer_bytes))
+            .datagram_send_buffer_size(DATAGRAM_SEND_BUFFER_BYTES)
+            .keep_alive_interval(keepalive)
+            .max_idle_timeout(Some(
+                IdleTimeout::try_from(idle_timeout + IDLE_MARGIN).map_err(|_| StartError::IdleTimeout)?,
+            ));
+        acks::ask_for_few(&mut transport);
+        transport.mtu_discovery_config(Some(mtu::discovery()));
+        transport.congestion_controller_factory(Arc::new(RateBasedFactory::new()));
+        Ok(transport)
+    }
 }
 
 /// Connection IDs whose first byte names the shard that made them; the rest is random.

@@ -137,6 +137,11 @@ impl Bucket {
             self.full_at_nanos.fetch_update(Relaxed, Relaxed, |full_at_nanos| Some(restate(full_at_nanos)));
     }
 
+    /// What flows in per second; `None` without a limit.
+    pub(super) fn rate_per_sec(&self) -> Option<u64> {
+        Some(self.rate_per_sec.load(Relaxed)).filter(|rate| *rate != UNLIMITED)
+    }
+
     fn flow(&self) -> Option<Flow> {
         Flow::new(self.rate_per_sec.load(Relaxed), &self.size)
     }

@@ -3,6 +3,8 @@
 //! Whoever asks for less than its fair share gets what it asks for, and what it leaves goes to the others, by their
 //! weights. A [`Sharer`] measures and divides every [`INTERVAL`] and writes each meter's share. Behind that stands one
 //! bucket that everything passes, so that the limit holds also while demands change faster than they are measured.
+//!
+//! The limit can be another one, or none, while allocations live: see [`Pool::set_limit`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,34 +25,47 @@ const RESERVED: u64 = 32;
 /// in bursts with pauses between them. After a second a twentieth is left.
 const REMEMBERED: (u64, u64) = (3, 4);
 
-/// The limit that all allocations share, and the bucket that enforces it.
+/// The limit that all allocations share, if there is one, and the bucket that enforces it.
 #[derive(Debug)]
 pub struct Pool {
-    limit_bytes_per_sec: u64,
     bucket: Bucket,
     /// What a newcomer of weight 1 may have until it has been measured.
     level_bytes_per_sec: AtomicU64,
 }
 
 impl Pool {
-    /// So much for all allocations together, in both directions.
-    pub fn new(limit_bytes_per_sec: u64) -> Self {
+    /// So much for all allocations together, in both directions; `None` for no limit.
+    pub fn new(limit_bytes_per_sec: Option<u64>) -> Self {
         Self {
-            limit_bytes_per_sec,
-            bucket: Bucket::new(Some(limit_bytes_per_sec), SIZE),
-            level_bytes_per_sec: AtomicU64::new(limit_bytes_per_sec),
+            bucket: Bucket::new(limit_bytes_per_sec, SIZE),
+            level_bytes_per_sec: AtomicU64::new(limit_bytes_per_sec.unwrap_or_default()),
         }
     }
 
-    /// As configured.
-    pub fn limit_bytes_per_sec(&self) -> u64 {
-        self.limit_bytes_per_sec
+    /// What is in force.
+    pub fn limit_bytes_per_sec(&self) -> Option<u64> {
+        self.bucket.rate_per_sec()
     }
 
-    /// What an allocation begins with: what one of its weight is sure to get now.
-    pub(super) fn first_share(&self, weight: u32) -> u64 {
+    /// Puts another limit in force. Of what may pass at once nobody gains by that, except where there was none before:
+    /// then there is a whole burst. Each meter is to be told, by [`Meter::follow_pool`], before more are made.
+    pub fn set_limit(&self, now_nanos: u64, limit_bytes_per_sec: Option<u64>) {
+        if self.limit_bytes_per_sec().is_none() {
+            self.level_bytes_per_sec.store(limit_bytes_per_sec.unwrap_or_default(), Relaxed);
+        }
+        self.bucket.set_rate(now_nanos, limit_bytes_per_sec);
+    }
+
+    /// What an allocation begins with: what one of its weight is sure to get now. `None` where there is no limit.
+    pub(super) fn first_share(&self, weight: u32) -> Option<u64> {
+        let limit = self.limit_bytes_per_sec()?;
         let level = self.level_bytes_per_sec.load(Relaxed);
-        level.saturating_mul(u64::from(weight.max(1))).clamp(1, self.limit_bytes_per_sec.max(1))
+        Some(level.saturating_mul(u64::from(weight.max(1))).clamp(1, limit.max(1)))
+    }
+
+    /// Whether there is a limit.
+    pub(super) fn is_limited(&self) -> bool {
+        self.limit_bytes_per_sec().is_some()
     }
 
     pub(super) fn take(&self, now_nanos: u64, bytes: u64) -> Result<(), Dry> {
@@ -93,27 +108,29 @@ impl Sharer {
     }
 
     /// Measures what these meters, which are all that live, were asked for since the last time, and writes the share
-    /// of each. Answers how many bytes have passed per second. Takes time in proportion to `n log n`.
+    /// of each. Answers how many bytes have passed per second; nothing is done while there is no limit. Takes time in
+    /// proportion to `n log n`.
     pub fn share(&mut self, now_nanos: u64, meters: &[Arc<Meter>]) -> u64 {
         let window_nanos = now_nanos.saturating_sub(self.last_nanos);
         if window_nanos == 0 {
             return 0;
         }
         self.last_nanos = now_nanos;
+        let Some(limit_bytes_per_sec) = self.pool.limit_bytes_per_sec() else { return 0 };
         self.claims.clear();
         let mut passed_bytes = 0_u64;
         for meter in meters {
-            let passed = meter.measure(window_nanos, self.pool.limit_bytes_per_sec);
+            let passed = meter.measure(window_nanos, limit_bytes_per_sec);
             passed_bytes = passed_bytes.saturating_add(passed);
             self.claims.push(Claim {
                 demand_bytes_per_sec: meter.demand_bytes_per_sec(),
                 weight: u64::from(meter.limits().weight.max(1)),
             });
         }
-        let capacity = self.pool.limit_bytes_per_sec - self.pool.limit_bytes_per_sec / RESERVED;
+        let capacity = limit_bytes_per_sec - limit_bytes_per_sec / RESERVED;
         let division = Division::of(capacity, &self.claims);
         for (meter, claim) in meters.iter().zip(&self.claims) {
-            meter.set_share(now_nanos, division.share(claim).clamp(1, self.pool.limit_bytes_per_sec.max(1)));
+            meter.set_share(now_nanos, division.share(claim).clamp(1, limit_bytes_per_sec.max(1)));
         }
         self.pool.level_bytes_per_sec.store(division.level_bytes_per_sec.max(1), Relaxed);
         per_sec(passed_bytes, window_nanos)

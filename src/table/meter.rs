@@ -93,7 +93,7 @@ pub struct Meter {
     most_packets_in_advance: AtomicU64,
     /// What an earlier life of the allocation's identity used.
     bytes_before: u64,
-    /// Where all allocations together are limited.
+    /// Where all allocations together may be limited.
     pool: Option<Arc<Pool>>,
     demand: Demand,
     dropped: Dropped,
@@ -140,6 +140,16 @@ struct Demand {
     bytes_per_sec: AtomicU64,
 }
 
+impl Demand {
+    /// From now on, nothing was asked for yet.
+    fn begin(&self, used_bytes: u64) {
+        self.denied_bytes.store(0, Relaxed);
+        self.stream_waits.store(false, Relaxed);
+        self.seen_bytes.store(used_bytes, Relaxed);
+        self.bytes_per_sec.store(0, Relaxed);
+    }
+}
+
 /// Datagrams that did not pass because they were over a rate.
 #[derive(Debug, Default)]
 struct Dropped {
@@ -169,11 +179,11 @@ impl Meter {
         Self::sharing(limits, bytes_used, None)
     }
 
-    /// The same for an allocation that shares a limit with others.
+    /// The same for an allocation that shares a limit with others, where there is one.
     pub fn sharing(limits: Limits, bytes_used: u64, pool: Option<Arc<Pool>>) -> Self {
-        let share_bytes_per_sec = pool.as_ref().map(|pool| pool.first_share(limits.weight));
+        let share_bytes_per_sec = pool.as_ref().and_then(|pool| pool.first_share(limits.weight));
         let terms = Terms { limits, share_bytes_per_sec };
-        let in_advance = most_in_advance(&limits, pool.is_some());
+        let in_advance = most_in_advance(&terms);
         Self {
             advance: AtomicU64::new(Advance::default().word()),
             last_activity_nanos: AtomicU64::new(0),
@@ -259,7 +269,7 @@ impl Meter {
         }
         let want = want_bytes as u64;
         let granted = self.to_the_last_byte(|| self.grant_stream(now_nanos, want));
-        if self.pool.is_some() && granted != Ok(want) {
+        if granted != Ok(want) && self.is_shared() {
             self.demand.stream_waits.store(true, Relaxed);
         }
         let bytes = granted?;
@@ -285,28 +295,64 @@ impl Meter {
     /// this very moment go by either.
     pub fn set_limits(&self, limits: Limits) {
         let mut terms = lock(&self.terms);
-        let at_nanos = self.last_activity_nanos();
         terms.limits = limits;
+        // It may have rested in the ledger while the limit of all together changed.
+        self.share_as_the_pool_does(&mut terms);
+        self.put_in_force(&terms, self.last_activity_nanos());
+    }
+
+    /// Learns that the limit of all allocations together is another one, or is there now, or is no more. The allocation
+    /// goes on with what it has used; charges that other threads are making at this very moment go by either.
+    pub fn follow_pool(&self, now_nanos: u64) {
+        let mut terms = lock(&self.terms);
+        if self.share_as_the_pool_does(&mut terms) {
+            self.put_in_force(&terms, now_nanos);
+        }
+    }
+
+    /// Whether that is another state than before.
+    fn share_as_the_pool_does(&self, terms: &mut Terms) -> bool {
+        let first = self.pool.as_ref().and_then(|pool| pool.first_share(terms.limits.weight));
+        if first.is_some() == terms.share_bytes_per_sec.is_some() {
+            return false;
+        }
+        terms.share_bytes_per_sec = first;
+        // What passed while nobody measured is no demand of the next window.
+        self.demand.begin(self.bytes_used());
+        true
+    }
+
+    fn put_in_force(&self, terms: &Terms, at_nanos: u64) {
         // First what was charged in advance goes back into the buckets that it was taken from.
         self.call_in();
-        let most = most_in_advance(&limits, self.pool.is_some());
+        let most = most_in_advance(terms);
         self.most_bytes_in_advance.store(most.bytes, Relaxed);
         self.most_packets_in_advance.store(most.packets, Relaxed);
         self.bytes.set_rate(at_nanos, terms.rate_bytes_per_sec());
-        self.packets.set_rate(at_nanos, limits.rate_packets_per_sec);
-        self.quota_bytes.store(limits.quota_bytes.unwrap_or(NO_QUOTA), Relaxed);
+        self.packets.set_rate(at_nanos, terms.limits.rate_packets_per_sec);
+        self.quota_bytes.store(terms.limits.quota_bytes.unwrap_or(NO_QUOTA), Relaxed);
         // And then what others have charged meanwhile by what was in force before.
         self.call_in();
     }
 
-    /// This allocation's share of the limit of all together, where there is one: it has the lower of the two rates.
+    /// This allocation's share of the limit of all together: it has the lower of the two rates. Nothing happens where
+    /// there is no such limit any more.
     pub fn set_share(&self, now_nanos: u64, share_bytes_per_sec: u64) {
         let mut terms = lock(&self.terms);
+        // Under the lock: a limit that is taken away is gone before the meters hear of it.
+        if terms.share_bytes_per_sec.is_none() || !self.is_shared() {
+            return;
+        }
         let before = terms.rate_bytes_per_sec();
         terms.share_bytes_per_sec = Some(share_bytes_per_sec);
         if terms.rate_bytes_per_sec() != before {
             self.bytes.set_rate(now_nanos, terms.rate_bytes_per_sec());
         }
+    }
+
+    /// Whether all allocations together are limited now.
+    fn is_shared(&self) -> bool {
+        self.pool.as_ref().is_some_and(|pool| pool.is_limited())
     }
 
     /// Measures what was asked for in a window that begins where the last one ended: what passed, and what was refused
@@ -399,7 +445,7 @@ impl Meter {
     /// Charges against all limits or none.
     fn charge_now(&self, now_nanos: u64, sum: Sum) -> Result<(), Denied> {
         let result = self.to_the_last_byte(|| self.take(now_nanos, sum));
-        if self.pool.is_some() && matches!(result, Err(Denied::ByteRate(_) | Denied::GlobalRate(_))) {
+        if matches!(result, Err(Denied::ByteRate(_) | Denied::GlobalRate(_))) && self.is_shared() {
             self.demand.denied_bytes.fetch_add(sum.bytes, Relaxed);
         }
         result
@@ -572,10 +618,14 @@ impl Meter {
 
 /// How much may be charged in advance under these limits: nothing where that is not worth it, or where others are
 /// waiting for what lies unused.
-fn most_in_advance(limits: &Limits, shared: bool) -> Sum {
-    let bytes = BYTES.apart(limits.rate_bytes_per_sec);
-    let packets = PACKETS.apart(limits.rate_packets_per_sec);
-    if shared || bytes == 0 || packets == 0 { Sum::default() } else { Sum { bytes, packets } }
+fn most_in_advance(terms: &Terms) -> Sum {
+    let bytes = BYTES.apart(terms.limits.rate_bytes_per_sec);
+    let packets = PACKETS.apart(terms.limits.rate_packets_per_sec);
+    if terms.share_bytes_per_sec.is_some() || bytes == 0 || packets == 0 {
+        Sum::default()
+    } else {
+        Sum { bytes, packets }
+    }
 }
 
 fn over_byte_rate(dry: Dry) -> Denied {
@@ -801,7 +851,7 @@ mod tests {
         {
             assert_eq!(charged_once(limits), Sum::default(), "{limits:?}");
         }
-        let shared = Meter::sharing(FAST, 0, Some(Arc::new(Pool::new(1 << 40))));
+        let shared = Meter::sharing(FAST, 0, Some(Arc::new(Pool::new(Some(1 << 40)))));
         assert_eq!(shared.charge_datagram(0, Role::Peer, 1000), Ok(()));
         assert_eq!(shared.advance().left, Sum::default());
     }

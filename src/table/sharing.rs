@@ -34,6 +34,8 @@ impl Sender {
 
 /// A relay with one limit for all.
 struct World {
+    /// What must hold now.
+    limit: Option<u64>,
     pool: Arc<Pool>,
     sharer: Sharer,
     senders: Vec<Sender>,
@@ -44,8 +46,22 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let pool = Arc::new(Pool::new(LIMIT));
-        Self { sharer: Sharer::new(pool.clone(), 0), pool, senders: Vec::new(), ms: 0, above: 0 }
+        Self::limited(Some(LIMIT))
+    }
+
+    fn limited(limit: Option<u64>) -> Self {
+        let pool = Arc::new(Pool::new(limit));
+        Self { limit, sharer: Sharer::new(pool.clone(), 0), pool, senders: Vec::new(), ms: 0, above: 0 }
+    }
+
+    /// As the table does it.
+    fn set_limit(&mut self, limit: Option<u64>) {
+        self.limit = limit;
+        self.pool.set_limit(self.ms * MS, limit);
+        for sender in &self.senders {
+            sender.meter.follow_pool(self.ms * MS);
+        }
+        self.above = 0;
     }
 
     /// An allocation comes that sends at these rates from these milliseconds on; by one stream, or datagrams.
@@ -93,9 +109,11 @@ impl World {
                 all += passed;
             }
             // Of all windows that end now, the one in which most has passed above the limit.
-            self.above =
-                (self.above + all).saturating_sub(if self.ms == 0 { 0 } else { LIMIT / 1000 }).max(all);
-            assert!(self.above <= LIMIT / 10, "{} above the limit at {} ms", self.above, self.ms);
+            if let Some(limit) = self.limit {
+                let flows_in = if self.ms == 0 { 0 } else { limit / 1000 };
+                self.above = (self.above + all).saturating_sub(flows_in).max(all);
+                assert!(self.above <= limit / 10, "{} above the limit at {} ms", self.above, self.ms);
+            }
             self.ms += 1;
         }
     }
@@ -205,7 +223,7 @@ fn r4_2_who_asks_for_little_is_not_held_back_when_all_is_taken() {
 
 #[test]
 fn an_allocations_own_rate_stands_below_its_share() {
-    let pool = Arc::new(Pool::new(LIMIT));
+    let pool = Arc::new(Pool::new(Some(LIMIT)));
     let own = Limits { rate_bytes_per_sec: Some(200_000), ..Limits::default() };
     let meter = Arc::new(Meter::sharing(own, 0, Some(pool.clone())));
     let mut sharer = Sharer::new(pool, 0);
@@ -216,4 +234,55 @@ fn an_allocations_own_rate_stands_below_its_share() {
     }
     assert_eq!(meter.limits(), own);
     assert_eq!(meter.burst_bytes(), Some(20_000));
+}
+
+/// `run_until` holds each limit to the byte, from the moment that it is set.
+#[test]
+fn r8_a_limit_that_comes_changes_and_goes_holds_at_once_and_is_shared_fairly() {
+    for by_stream in [false, true] {
+        let mut world = World::limited(None);
+        for _ in 0..10 {
+            world.joins(1, by_stream, &[(0, 3_000_000)]);
+        }
+        world.run_until(1000);
+        assert!(near(world.passed(0..1000), 30_000_000, 1), "{}", world.passed(0..1000));
+        for (from, limit) in [(1000, 8_000_000), (4000, 2_000_000), (7000, 16_000_000)] {
+            world.set_limit(Some(limit));
+            world.run_until(from + 3000);
+            // After a second, all of what is divided, and everybody the same of it.
+            let (from, to) = (from as usize + 1000, from as usize + 3000);
+            for sender in &world.senders {
+                let got = sender.passed(from..to) / 2;
+                assert!(near(got, (limit - limit / 32) / 10, 10), "{got} of {limit}");
+            }
+        }
+        world.set_limit(None);
+        world.run_until(11_000);
+        assert!(near(world.passed(10_050..11_000), 28_500_000, 2), "{}", world.passed(10_050..11_000));
+    }
+}
+
+#[test]
+fn r8_who_comes_or_comes_back_after_a_limit_was_set_shares_it() {
+    let pool = Arc::new(Pool::new(None));
+    let meter = Meter::sharing(Limits::default(), 0, Some(pool.clone()));
+    // Charges in advance.
+    meter.charge_datagram(0, Role::Device, 1000).unwrap();
+    pool.set_limit(MS, Some(LIMIT));
+    // As one in the ledger, which nobody tells.
+    meter.set_limits(Limits::default());
+    let newcomer = Meter::sharing(Limits::default(), 0, Some(pool.clone()));
+    let mut passed = 0;
+    while meter.charge_datagram(MS, Role::Device, 1000).is_ok() {
+        passed += 1000;
+    }
+    while newcomer.charge_datagram(MS, Role::Device, 1000).is_ok() {
+        passed += 1000;
+    }
+    assert!(passed <= LIMIT / 10, "{passed}");
+    // A share that was on its way while the limit was taken away does not stay.
+    pool.set_limit(2 * MS, None);
+    meter.follow_pool(2 * MS);
+    meter.set_share(2 * MS, 1);
+    assert_eq!(meter.charge_stream(2 * MS, Role::Peer, 50_000_000), Ok(50_000_000));
 }

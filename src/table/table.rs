@@ -28,11 +28,11 @@ pub(super) struct Key(u64);
 ///
 /// Memory is bounded by [`Rules`]: `max_ledger` identities, of which `max_allocations` are live with at most
 /// `connections_per_role` connections a side. No input takes time in proportion to the table's size, except
-/// [`Table::end_all`], [`Table::reconsider`] and [`Table::set_rules`].
+/// [`Table::end_all`], [`Table::reconsider`], [`Table::set_rules`] and [`Table::set_global_limit`].
 #[derive(Debug)]
 pub struct Table {
     rules: Rules,
-    /// What all allocations share, where they do.
+    /// What all allocations share, where they do or may.
     pool: Option<Arc<Pool>>,
     next_key: u64,
     allocations: BTreeMap<Key, Allocation>,
@@ -86,7 +86,7 @@ impl Table {
         Self::sharing(rules, None)
     }
 
-    /// An empty table whose allocations share a limit.
+    /// An empty table whose allocations share this pool's limit, while it has one.
     pub fn sharing(rules: Rules, pool: Option<Arc<Pool>>) -> Self {
         Self {
             rules,
@@ -382,6 +382,16 @@ impl Table {
             self.schedule(key);
         }
         self.advance(now, effects);
+    }
+
+    /// Puts another limit of all allocations together in force, or none, also for what is live. Nothing happens to a
+    /// table that was made without a pool.
+    pub fn set_global_limit(&mut self, now_nanos: u64, limit_bytes_per_sec: Option<u64>) {
+        let Some(pool) = &self.pool else { return };
+        pool.set_limit(now_nanos, limit_bytes_per_sec);
+        for meter in self.meters() {
+            meter.follow_pool(now_nanos);
+        }
     }
 
     /// A valid token was seen: what its identity has used or how it ended is not forgotten while that token

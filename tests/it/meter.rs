@@ -2,14 +2,14 @@
 
 use std::{
     sync::{
-        Barrier,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        Arc, Barrier,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread,
 };
 
 use zrc_relay::{
-    table::{Limits, Meter},
+    table::{Denied, Limits, Meter, fair::Pool},
     wire::Role,
 };
 
@@ -96,4 +96,58 @@ fn many_threads_send_as_many_packets_as_the_burst_has_and_not_more() {
     let rate_packets_per_sec = Some(2_000);
     let meter = storm(Limits { rate_packets_per_sec, ..Limits::default() });
     assert_eq!(Role::BOTH.map(|role| meter.counts(role).packets).iter().sum::<u64>(), 200);
+}
+
+#[test]
+fn r8_what_is_charged_stays_exact_while_the_limit_changes() {
+    const QUOTA: u64 = 50_000_000;
+    const LIMIT: u64 = 10_000_000;
+    const WORKERS: usize = 4;
+    let pool = Arc::new(Pool::new(None));
+    let limits = Limits { quota_bytes: Some(QUOTA), ..Limits::default() };
+    let meter = Meter::sharing(limits, 0, Some(pool.clone()));
+    let passed = [AtomicU64::new(0), AtomicU64::new(0)];
+    let working = AtomicUsize::new(WORKERS);
+    thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let (meter, passed, working) = (&meter, &passed, &working);
+            scope.spawn(move || {
+                let role = if worker % 2 == 0 { Role::Device } else { Role::Peer };
+                let bytes = 700 + worker;
+                for round in 1.. {
+                    // Time runs fast, so that the buckets seldom hold anybody up.
+                    let charged = match worker {
+                        0 | 1 => meter.charge_datagram(round * 1_000_000, role, bytes).map(|()| bytes),
+                        _ => meter.charge_stream(round * 1_000_000, role, bytes),
+                    };
+                    match charged {
+                        Ok(bytes) if round % 7 == 0 && worker < 2 => meter.refund_datagram(role, bytes),
+                        Ok(bytes) => drop(passed[role.index()].fetch_add(bytes as u64, Relaxed)),
+                        Err(Denied::Quota) => break,
+                        Err(_) => {}
+                    }
+                }
+                working.fetch_sub(1, Relaxed);
+            });
+        }
+        let mut limit = None;
+        while working.load(Relaxed) > 0 {
+            limit = match limit {
+                None => Some(LIMIT),
+                Some(LIMIT) => Some(100 * LIMIT),
+                Some(_) => None,
+            };
+            pool.set_limit(meter.last_activity_nanos(), limit);
+            meter.follow_pool(meter.last_activity_nanos());
+            meter.set_share(meter.last_activity_nanos(), LIMIT);
+            thread::yield_now();
+        }
+    });
+    for role in Role::BOTH {
+        assert_eq!(meter.counts(role).bytes, passed[role.index()].load(Relaxed), "{role}");
+    }
+    let all = passed.iter().map(|bytes| bytes.load(Relaxed)).sum::<u64>();
+    assert_eq!(meter.bytes_used(), all);
+    // Nothing is left but what the smallest of them could not use.
+    assert!(all <= QUOTA && QUOTA - all < 1000, "{all}");
 }

@@ -6,18 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ed25519_dalek::SigningKey;
-use tokio::time::timeout;
+use tokio::{net::TcpListener, time::timeout};
 use zrc_relay::{
     client::{End, RefreshError, Relay as Target, Session, Ticket, TicketError},
     clock::Clock,
+    guard::SigningKeys,
     wire::{
         AllocationId, AnyToken, CloseCode, DeviceId, IssuerFields, PeerId, PublicKey, RelayId, Role,
         TokenFields,
     },
 };
 
-use crate::cli_serve::Relay;
+use crate::{cli_serve::Relay, webhook::Request};
 
 /// Longer than anything takes on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -212,6 +214,58 @@ async fn r8_sighup_reads_again_what_nobody_noticed() {
     assert!(device.is_connected());
     served.relay.process.signal("TERM");
     assert!(tokio::task::block_in_place(|| served.relay.process.end()).success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r8_limits_and_reports_change_without_disturbing_anybody() {
+    let mut served = Served::start().await;
+    let device = served.connect(served.token(1), 1).await.unwrap();
+    let neighbour = served.connect(served.token(2), 2).await.unwrap();
+    let unwelcome = |served: &Served| served.token(4);
+    served.connect(unwelcome(&served), 4).await.unwrap_err();
+    let line = served.said("event=\"bad_token\"").await;
+    assert!(!line.contains("127.0.0.1"), "{line}");
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let [first, second] = [[7_u8; 32], [8; 32]];
+    let secret = |key: [u8; 32]| format!("# newest first\nwhsec_{}\n", STANDARD.encode(key));
+    fs::write(served.file("secret"), secret(first)).unwrap();
+    let limits = "max_allocations = 2\nglobal_bandwidth_limit = 1_000_000\nkeepalive_interval = \"5s\"\nmax_ledger = 7\n";
+    let reports = format!(
+        "[security]\nlog_addresses = true\nwebhook_url = \"http://{}/\"\nwebhook_secret_file = \"secret\"\n",
+        listener.local_addr().unwrap()
+    );
+    let text = config(3_000_000).replace("device_file", &format!("{limits}device_file")) + &reports;
+    served.replace("relay.toml", &text);
+    served.said("configuration read again").await;
+    let waits = served.said("are read at the next start").await;
+    assert!(waits.contains("relay.keepalive_interval") && !waits.contains("max_"), "{waits}");
+    // In force a moment after it was said.
+    while served.relay.get("/metrics").1.contains("zrc_relay_global_limit_bytes_per_second 0\n") {}
+    assert!(served.relay.get("/metrics").1.contains("zrc_relay_max_allocations 2\n"));
+    assert_eq!(served.connect(served.issued(3), 3).await.err(), Some(Some(CloseCode::Capacity)));
+    for key in [first, second] {
+        served.connect(unwelcome(&served), 4).await.unwrap_err();
+        let line = served.said("event=\"bad_token\"").await;
+        assert!(line.contains("127.0.0.1"), "{line}");
+        let request = Request::read(&listener).await;
+        let signed = SigningKeys::new(&[key]).sign(
+            &request.headers["webhook-id"],
+            request.headers["webhook-timestamp"].parse().unwrap(),
+            &request.body,
+        );
+        assert_eq!(request.headers["webhook-signature"], signed);
+        request.answer(200, "").await;
+        // The file of the secret alone is another one.
+        served.replace("secret", &secret(second));
+        if key == first {
+            served.said("configuration read again").await;
+        }
+    }
+    served.replace("relay.toml", &config(3_000_000));
+    served.said("security events are sent nowhere now").await;
+    served.connect(served.issued(3), 3).await.unwrap();
+    assert!(device.is_connected() && neighbour.is_connected(), "undisturbed");
 }
 
 /// The client library takes an issuer's token wherever it takes a device's.

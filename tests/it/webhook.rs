@@ -31,15 +31,15 @@ async fn soon<T>(event: impl Future<Output = T>) -> T {
 }
 
 /// A request that waits for its answer.
-struct Request {
+pub(crate) struct Request {
     head: String,
-    headers: HashMap<String, String>,
-    body: Vec<u8>,
+    pub(crate) headers: HashMap<String, String>,
+    pub(crate) body: Vec<u8>,
     stream: TcpStream,
 }
 
 impl Request {
-    async fn read(listener: &TcpListener) -> Self {
+    pub(crate) async fn read(listener: &TcpListener) -> Self {
         let mut stream = BufReader::new(soon(listener.accept()).await.unwrap().0);
         let mut lines = Vec::new();
         loop {
@@ -60,7 +60,7 @@ impl Request {
         Self { head: lines[0].clone(), headers, body, stream: stream.into_inner() }
     }
 
-    async fn answer(mut self, status: u16, headers: &str) {
+    pub(crate) async fn answer(mut self, status: u16, headers: &str) {
         let answer =
             format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: 0\r\n{headers}\r\n");
         self.stream.write_all(answer.as_bytes()).await.unwrap();
@@ -71,7 +71,7 @@ impl Request {
     }
 
     /// The reasons of its events.
-    fn reasons(&self) -> Vec<String> {
+    pub(crate) fn reasons(&self) -> Vec<String> {
         let events = self.json()["data"]["events"].as_array().unwrap().clone();
         events.iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
     }
@@ -82,7 +82,7 @@ struct Bench {
     events: SecurityEvents,
     metrics: Arc<Metrics>,
     clock: Clock,
-    _webhook: Webhook,
+    webhook: Webhook,
 }
 
 impl Bench {
@@ -106,7 +106,7 @@ impl Bench {
             timing,
         };
         let webhook = Webhook::start(settings, &events, clock, metrics.clone()).unwrap();
-        Self { listener, events, metrics, clock, _webhook: webhook }
+        Self { listener, events, metrics, clock, webhook }
     }
 
     fn emit(&self, reason: &'static str) {
@@ -177,6 +177,28 @@ async fn what_is_not_taken_is_sent_again_under_the_same_name() {
     bench.becomes("events_total{outcome=\"failed\"}", 1).await;
     bench.emit("device_key");
     assert_eq!(Request::read(&bench.listener).await.reasons(), ["device_key"]);
+}
+
+#[tokio::test]
+async fn r8_another_endpoint_and_another_key_hold_for_what_waits_too() {
+    let bench = Bench::start(QUICK).await;
+    let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    bench.emit("text");
+    let refused = Request::read(&bench.listener).await;
+    let url = format!("http://{}/other", elsewhere.local_addr().unwrap());
+    bench.webhook.retarget(url.parse().unwrap(), SigningKeys::new(&[[7; 32]]));
+    refused.answer(500, "").await;
+    let request = Request::read(&elsewhere).await;
+    assert_eq!(request.head, "POST /other HTTP/1.1");
+    assert_eq!(request.reasons(), ["text"]);
+    let (id, timestamp) =
+        (&request.headers["webhook-id"], request.headers["webhook-timestamp"].parse().unwrap());
+    assert_eq!(
+        request.headers["webhook-signature"],
+        SigningKeys::new(&[[7; 32]]).sign(id, timestamp, &request.body)
+    );
+    request.answer(200, "").await;
+    bench.becomes("events_total{outcome=\"delivered\"}", 1).await;
 }
 
 #[tokio::test]

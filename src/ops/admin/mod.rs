@@ -139,8 +139,6 @@ pub struct Handles {
     pub control: Arc<dyn Control>,
     /// How the relay introduces itself, now.
     pub descriptor: Arc<ArcSwap<Descriptor>>,
-    /// Allocations at once.
-    pub max_allocations: usize,
     /// What administrators do is written here.
     pub audit: Arc<audit::Audit>,
     /// Who may ask.

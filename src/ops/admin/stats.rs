@@ -52,7 +52,7 @@ pub(super) async fn stats(State(app): State<App>, Extension(caller): By) -> Json
         },
         "allocations": {
             "now": live.len(),
-            "max": handles.max_allocations,
+            "max": handles.metrics.max_allocations.get(),
             "waiting": of(Stage::Waiting),
             "paired": of(Stage::Paired),
             "interrupted": of(Stage::Interrupted),

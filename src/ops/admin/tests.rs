@@ -162,7 +162,6 @@ impl Api {
                 relay_id: RelayId([1; 16]),
                 region: None,
             })),
-            max_allocations: 100,
             audit: Arc::new(audit::Audit::open(folder.path(), clock).unwrap()),
             tokens: Arc::new(Tokens::new(token_file)),
             hosts: Hosts::default(),

@@ -8,6 +8,7 @@ mod hostile;
 mod identity;
 mod lean;
 mod life;
+mod limits;
 mod messages;
 mod properties;
 mod raw;
@@ -521,6 +522,7 @@ pub(super) fn hub(harness: &Harness) -> Hub {
         Arc::new(Guard::new(&GuardSettings::default(), harness.metrics.clone(), harness.security.clone())),
         harness.relay_id,
         admission,
+        harness.server.accepting(),
         Table::new(rules()),
         channels,
     )
