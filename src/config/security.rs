@@ -52,12 +52,15 @@ impl Default for Security {
     }
 }
 
+/// Keys to sign with, the newest first.
+pub type Secrets = Vec<Zeroizing<Vec<u8>>>;
+
 /// Where events are sent, and how they are signed.
 pub struct Webhook {
     /// `http` or `https`, with a host.
     pub url: Url,
     /// One or two keys, the newest first.
-    pub secrets: Vec<Zeroizing<Vec<u8>>>,
+    pub secrets: Secrets,
 }
 
 /// Says nothing of the secrets, nor of the URL, which may hold some.
@@ -118,7 +121,7 @@ fn url(value: &Value) -> Result<Url, &'static str> {
 }
 
 /// One text, or a list of them.
-fn secrets(value: &Value) -> Result<Vec<Zeroizing<Vec<u8>>>, String> {
+fn secrets(value: &Value) -> Result<Secrets, String> {
     match value {
         Value::Array(list) => {
             let texts: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
@@ -129,7 +132,7 @@ fn secrets(value: &Value) -> Result<Vec<Zeroizing<Vec<u8>>>, String> {
 }
 
 /// One on each line; blank lines and those that begin with # are skipped.
-fn secret_file(value: &Value, folder: &Path) -> Result<(PathBuf, Vec<Zeroizing<Vec<u8>>>), Reason> {
+fn secret_file(value: &Value, folder: &Path) -> Result<(PathBuf, Secrets), Reason> {
     let path = folder.join(read::text(value)?);
     let text = read::text_file(&path, MAX_SECRET_FILE_BYTES)?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -137,7 +140,7 @@ fn secret_file(value: &Value, folder: &Path) -> Result<(PathBuf, Vec<Zeroizing<V
     Ok((path, secrets))
 }
 
-fn checked(texts: &[&str]) -> Result<Vec<Zeroizing<Vec<u8>>>, String> {
+fn checked(texts: &[&str]) -> Result<Secrets, String> {
     if texts.is_empty() || texts.len() > MAX_SECRETS {
         return Err(
             "there must be one secret, or two while receivers change over, the newer one first".into()

@@ -87,6 +87,10 @@ pub(super) struct Hub {
 }
 
 impl Hub {
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is another thing that all sessions share, and there is one caller"
+    )]
     pub fn new(
         clock: Clock,
         metrics: Arc<Metrics>,
