@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
 };
 
@@ -41,6 +41,25 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = beside(path)?;
     create_new(&temporary, bytes, mode)?;
     finish(fs::rename(&temporary, path), &temporary, path)
+}
+
+/// As [`replace`], for a file that another user reads: root gives it to the owner of the one that was there, or of its
+/// folder. Answers with that owner, where it cannot be given to them.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_for_owner(path: &Path, bytes: &[u8], mode: u32) -> io::Result<Option<u32>> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let wanted = fs::metadata(path).or_else(|_| fs::metadata(folder))?;
+    let temporary = beside(path)?;
+    create_new(&temporary, bytes, mode)?;
+    let ours = fs::metadata(&temporary).map(|made| made.uid());
+    let given = match ours {
+        Ok(ours) if ours == wanted.uid() => Ok(()),
+        _ => chown(&temporary, Some(wanted.uid()), Some(wanted.gid())),
+    };
+    finish(fs::rename(&temporary, path), &temporary, path)?;
+    Ok(given.is_err().then(|| wanted.uid()))
 }
 
 /// Makes a file with everything in it, unless another process is faster: then that one's stays.
@@ -145,6 +164,25 @@ mod tests {
         replace(&path, b"two", SECRET).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, SECRET);
+        assert_eq!(names(folder.path()), ["a"]);
+    }
+
+    #[test]
+    fn what_root_writes_is_the_owners() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        // Only root can give a folder away.
+        let other = chown(folder.path(), Some(12_345), Some(12_345)).is_ok();
+        assert_eq!(replace_for_owner(&path, b"one", SECRET).unwrap(), None);
+        let made = fs::metadata(&path).unwrap();
+        assert_eq!(made.uid(), fs::metadata(folder.path()).unwrap().uid());
+        assert!(!other || made.uid() == 12_345 && made.gid() == 12_345);
+        assert_eq!(made.permissions().mode() & 0o777, SECRET);
+        if other {
+            chown(&path, Some(54_321), None).unwrap();
+            assert_eq!(replace_for_owner(&path, b"two", SECRET).unwrap(), None);
+            assert_eq!(fs::metadata(&path).unwrap().uid(), 54_321, "that of the file, where there is one");
+        }
         assert_eq!(names(folder.path()), ["a"]);
     }
 

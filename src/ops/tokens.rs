@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
     str::FromStr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -21,6 +21,8 @@ use zeroize::Zeroizing;
 pub const PREFIX: &str = "zrc_admin_";
 /// A file that is larger holds something else.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Changes that are kept for whoever asks for them; of more, the first.
+const MAX_CHANGES: usize = 16;
 /// Of a token's name, in characters.
 const MAX_NAME_CHARS: usize = 64;
 
@@ -137,12 +139,23 @@ pub struct Tokens {
 struct Read {
     look: Option<(u64, u64, i64, i64)>,
     entries: Arc<[Entry]>,
+    /// What has changed since somebody asked, for people.
+    changes: Vec<String>,
 }
 
 impl Tokens {
     /// The file need not be there yet: then there are no tokens.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, read: Mutex::default() }
+        let tokens = Self { path, read: Mutex::default() };
+        tokens.entries();
+        tokens.take_changes();
+        tokens
+    }
+
+    /// How the tokens have changed since the last call or the start, as `ann (full) is new`; `None` when they have not.
+    pub fn take_changes(&self) -> Option<String> {
+        let changes = std::mem::take(&mut self.lock().changes);
+        (!changes.is_empty()).then(|| changes.join(", "))
     }
 
     /// Whose token this is, if anybody's. Takes as long for a wrong one as for a right one.
@@ -165,22 +178,30 @@ impl Tokens {
     /// The file, read again if it is another one than before. A file with a fault has no tokens: to go on with those
     /// of before could be to go on with one that was just revoked.
     fn entries(&self) -> Arc<[Entry]> {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = self.lock();
         let look = match fs::metadata(&self.path) {
             Ok(file) => Some((file.ino(), file.len(), file.mtime(), file.mtime_nsec())),
             Err(_) => None,
         };
         if look != read.look {
             read.look = look;
-            read.entries = match self.load() {
+            let entries: Arc<[Entry]> = match self.load() {
                 Ok(entries) => entries.into(),
                 Err(error) => {
                     tracing::error!(path = %self.path.display(), %error, "no admin token is good: cannot read the file");
                     Arc::default()
                 }
             };
+            let changes = changes(&read.entries, &entries);
+            read.changes.extend(changes);
+            read.changes.truncate(MAX_CHANGES);
+            read.entries = entries;
         }
         read.entries.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Read> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn load(&self) -> io::Result<Vec<Entry>> {
@@ -196,6 +217,17 @@ impl Tokens {
         parse(&fs::read_to_string(&self.path)?)
             .map_err(|(line, reason)| bad(format!("line {line}: {reason}")))
     }
+}
+
+/// Which tokens are good now that were not, and the other way round.
+fn changes(before: &[Entry], now: &[Entry]) -> Vec<String> {
+    let missing = |all: &[Entry], entry: &Entry| {
+        !all.iter().any(|it| (&it.name, it.role, it.hash) == (&entry.name, entry.role, entry.hash))
+    };
+    let over = before.iter().filter(|entry| missing(now, entry));
+    let over = over.map(|entry| format!("{} ({}) is over", entry.name, entry.role));
+    let new = now.iter().filter(|entry| missing(before, entry));
+    over.chain(new.map(|entry| format!("{} ({}) is new", entry.name, entry.role))).collect()
 }
 
 #[cfg(test)]
@@ -222,6 +254,9 @@ mod tests {
         let other = Entry { name: "bob".into(), role: Role::Full, hash: mint().unwrap().1, ..entry };
         fs::write(&path, format!("{other}\n")).unwrap();
         assert!(tokens.find(&token).is_none() && tokens.count() == 1, "revoked");
+        let told = "ann (read) is new, ann (read) is over, bob (full) is new";
+        assert_eq!((tokens.take_changes().as_deref(), tokens.take_changes()), (Some(told), None));
+        assert_eq!(Tokens::new(path.clone()).take_changes(), None, "those of the start are no change");
         fs::write(&path, format!("{other}\nbob full sha256:00 now\n")).unwrap();
         assert_eq!(tokens.count(), 0, "nobody comes by a file with a fault");
     }

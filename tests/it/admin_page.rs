@@ -28,6 +28,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("dom.js", "/assets/dom.js", JAVASCRIPT),
     ("guard.js", "/assets/guard.js", JAVASCRIPT),
     ("icon.svg", "/assets/icon.svg", "image/svg+xml"),
+    ("log.js", "/assets/log.js", JAVASCRIPT),
     ("metrics.js", "/assets/metrics.js", JAVASCRIPT),
     ("overview.js", "/assets/overview.js", JAVASCRIPT),
     ("page.css", "/assets/page.css", "text/css; charset=utf-8"),
@@ -53,7 +54,7 @@ const PAGES: &[(&str, &[&str])] = &[
     ("index.html", &["page.js"]),
     (
         "dashboard.html",
-        &["dashboard.js", "activity.js", "allocations.js", "dialog.js", "guard.js", "overview.js"],
+        &["dashboard.js", "activity.js", "allocations.js", "dialog.js", "guard.js", "log.js", "overview.js"],
     ),
 ];
 

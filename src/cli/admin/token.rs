@@ -149,6 +149,13 @@ fn write(path: &Path, entries: &[Entry]) -> Result<(), Failure> {
         files::private_folder(folder)
             .or_fail(Exit::CantCreate, format!("cannot make {}", folder.display()))?;
     }
-    files::replace(path, text.as_bytes(), files::SECRET)
-        .or_fail(Exit::CantCreate, format!("cannot write {}", path.display()))
+    let owner = files::replace_for_owner(path, text.as_bytes(), files::SECRET)
+        .or_fail(Exit::CantCreate, format!("cannot write {}", path.display()))?;
+    if let Some(owner) = owner {
+        let shown = path.display();
+        out::say(format_args!(
+            "warning: {shown} is not the file of user {owner}, whose relay cannot read it then"
+        ));
+    }
+    Ok(())
 }

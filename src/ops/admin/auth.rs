@@ -8,7 +8,7 @@ use axum::{
     extract::{Request, State},
     http::{HeaderValue, Method, StatusCode, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 
 use super::App;
@@ -26,6 +26,9 @@ use crate::{
 const FAILURES_PER_MINUTE: u32 = 10;
 /// Sources whose failures are counted: 64 KiB.
 const SOURCES: usize = 4096;
+
+/// Of a path, what an event names.
+const MAX_PATH_CHARS: usize = 100;
 
 /// Somebody who may ask.
 #[derive(Debug, Clone)]
@@ -56,8 +59,15 @@ pub(super) async fn check(State(app): State<App>, mut request: Request, next: Ne
         Way::Tcp(from) => {
             let ip = from.ip().to_canonical();
             let token = bearer(&request);
-            let Some(entry) = token.and_then(|token| app.handles.tokens.find(token)) else {
-                let was_given = token.is_some();
+            let entry = token.and_then(|token| app.handles.tokens.find(token));
+            let was_given = token.is_some();
+            if let Some(changes) = app.handles.tokens.take_changes() {
+                let relay = Caller { actor: Actor::relay() };
+                if let Err(refused) = app.record(&relay, "tokens", changes, "noted").await {
+                    return refused.into_response();
+                }
+            }
+            let Some(entry) = entry else {
                 return refuse(&app, ValidatedSource::vouched(ip), was_given);
             };
             let name = entry.name.to_string();
@@ -65,6 +75,14 @@ pub(super) async fn check(State(app): State<App>, mut request: Request, next: Ne
         }
     };
     if role < Role::Full && !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let subject = match peer.way {
+            Way::Tcp(from) => Subject::source(ValidatedSource::vouched(from.ip().to_canonical())),
+            Way::Unix { .. } => Subject::NOBODY,
+        };
+        let asked: String = request.uri().path().chars().take(MAX_PATH_CHARS).collect();
+        let detail = format!("{} {asked} by {}", request.method(), actor.name).into();
+        let event = SecurityEvent::AdminAction { action: "forbidden", detail };
+        app.handles.guard.security().emit(event, subject);
         let detail = "this token may look and not touch; a token with the role full is needed";
         return problem(StatusCode::FORBIDDEN, detail);
     }

@@ -14,7 +14,10 @@ use super::{
     OPENAPI,
     tests::{Answer, Api, PATIENCE, ask},
 };
-use crate::ops::{audit, tokens};
+use crate::{
+    guard::Heard,
+    ops::{audit, tokens},
+};
 
 /// Every path and method of the description: a route that is added is in it, and so in this.
 fn operations() -> Vec<(String, String, Value)> {
@@ -78,6 +81,51 @@ async fn r10_every_operation_wants_a_token_and_those_that_change_something_the_f
     let overridden = format!("authorization: Bearer {}\r\nx-http-method-override: DELETE\r\n", api.read);
     assert_eq!(api.with_headers("GET", "/admin/drain", &overridden).await.status, 200);
     assert!(api.told().is_empty());
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let api = Api::start().await;
+    let asked = async |headers: &str| {
+        let request = format!(
+            "POST /admin/drain HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n{headers}\r\n",
+            api.full
+        );
+        raw(api.tcp().await, request.as_bytes()).await
+    };
+    let (one, other) =
+        tokio::join!(asked("content-length: 100\r\n"), asked("transfer-encoding: chunked\r\n"));
+    for answer in [one, other] {
+        assert!(
+            answer.starts_with("HTTP/1.1 408 ") && answer.contains("application/problem+json"),
+            "{answer}"
+        );
+    }
+    assert!(api.told().is_empty());
+}
+
+#[tokio::test]
+async fn r10_who_may_come_and_what_was_refused_is_written_down() {
+    let api = Api::start().await;
+    let mut security = api.security.subscribe();
+    assert_eq!(status(&api, "DELETE", "/admin/drain", Some(&api.read)).await, 403);
+    let Heard::Event(record) = timeout(PATIENCE, security.next()).await.unwrap() else { panic!("missed") };
+    assert_eq!(record.event.reason(), "forbidden");
+    assert_eq!(record.to_json()["detail"], "DELETE /admin/drain by ann");
+    // Somebody else's token, while it runs.
+    let (token, hash) = tokens::mint().unwrap();
+    let entry = tokens::Entry { name: "bob".into(), role: tokens::Role::Full, hash, created: "now".into() };
+    let file = api.folder.path().join("tokens");
+    fs::write(&file, fs::read_to_string(&file).unwrap() + &format!("{entry}\n")).unwrap();
+    assert_eq!(status(&api, "GET", "/admin/drain", Some(&token)).await, 200);
+    fs::write(&file, format!("{entry}\n")).unwrap();
+    assert_eq!(status(&api, "GET", "/admin/drain", Some(&api.full)).await, 401);
+    let lines = fs::read_to_string(api.folder.path().join(audit::FILE_NAME)).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert!(lines.iter().all(|it| it["action"] == "tokens" && it["actor"] == "zrc-relay"), "{lines:?}");
+    assert_eq!(lines[0]["detail"], "bob (full) is new");
+    assert_eq!(lines[1]["detail"], "ann (full) is over, ann (read) is over");
 }
 
 async fn from(api: &Api, source: &str, token: &str) -> Answer {

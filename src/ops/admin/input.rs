@@ -1,5 +1,7 @@
 //! What callers send, checked: queries, bodies, and what they name. What does not fit is answered 400, and says why.
 
+use std::time::Duration;
+
 use axum::{
     extract::{FromRequest, FromRequestParts, Query, Request},
     http::{StatusCode, header, request::Parts},
@@ -11,6 +13,8 @@ use serde::{
 
 use crate::ops::problem::Refused;
 
+/// For all of a body, which is a few hundred bytes.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a reason, in characters.
 pub(super) const MAX_REASON_CHARS: usize = 200;
 
@@ -40,9 +44,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Told<T> {
             let kind = said.split(';').next().unwrap_or_default().trim();
             kind.eq_ignore_ascii_case("application/json")
         });
-        let bytes = match axum::body::Bytes::from_request(request, state).await {
-            Ok(bytes) => bytes,
-            Err(rejection) => return Err(Refused::new(rejection.status(), rejection.body_text())),
+        let read = axum::body::Bytes::from_request(request, state);
+        let bytes = match tokio::time::timeout(BODY_TIMEOUT, read).await {
+            Err(_) => {
+                return Err(Refused::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"));
+            }
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(rejection)) => return Err(Refused::new(rejection.status(), rejection.body_text())),
         };
         if !is_json && !bytes.is_empty() {
             return Err(Refused::new(

@@ -99,7 +99,7 @@ fn allocation(n: u8) -> Summary {
 pub(super) struct Api {
     pub(super) server: AdminServer,
     fake: Arc<Fake>,
-    security: SecurityEvents,
+    pub(super) security: SecurityEvents,
     readiness: Readiness,
     pub(super) folder: TempDir,
     pub(super) full: String,
