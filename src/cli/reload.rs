@@ -3,7 +3,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs, mem,
+    fs::{self, File},
+    io::{self, Read as _},
+    mem,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -172,11 +174,26 @@ fn files_of(sources: &Sources, config: &Config) -> Vec<PathBuf> {
 fn fingerprint(files: &[PathBuf]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for path in files {
-        let bytes = fs::read(path).unwrap_or_default();
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
+        hash.update(of_one(path).unwrap_or_default());
     }
     hash.finalize().into()
+}
+
+/// Of what is a plain file: another one would be empty afterwards, or never end.
+fn of_one(path: &Path) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    if fs::metadata(path)?.is_file() {
+        let mut file = File::open(path)?;
+        // Databases are large.
+        let mut part = vec![0; 64 * 1024];
+        loop {
+            match file.read(&mut part)? {
+                0 => break,
+                len => hash.update(part.get(..len).unwrap_or_default()),
+            }
+        }
+    }
+    Ok(hash.finalize().into())
 }
 
 /// The folders of the files: a file that another one takes the place of is watched on.

@@ -12,6 +12,7 @@ mod certificate;
 mod devices;
 mod example;
 mod fault;
+mod files;
 mod guard;
 mod issuers;
 mod layers;

@@ -1,20 +1,12 @@
 //! Reads the keys of a TOML table one by one and collects what is wrong instead of stopping at it.
 
-use std::{
-    fmt::Display,
-    fs::File,
-    io::{self, Read as _},
-    net::IpAddr,
-    ops::RangeInclusive,
-    path::Path,
-    time::Duration,
-};
+use std::{fmt::Display, io, net::IpAddr, ops::RangeInclusive, path::Path, time::Duration};
 
 use toml::{Table, Value};
 use zeroize::Zeroizing;
 
 use super::{
-    Fault,
+    Fault, files,
     units::{parse_duration, show_duration},
 };
 
@@ -181,24 +173,18 @@ pub(super) fn is_secret(path: &str) -> bool {
 
 /// What is in a file that a key names; refused when it is larger than `most_bytes`.
 pub(super) fn file(path: &Path, most_bytes: u64) -> Result<Zeroizing<Vec<u8>>, Reason> {
-    let cannot = |error: io::Error| Reason {
-        text: format!("cannot read the file {}: {error}", path.display()),
-        on_disk: true,
-    };
-    let mut bytes = Zeroizing::new(Vec::new());
-    let file = File::open(path).map_err(cannot)?;
-    file.take(most_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() as u64 > most_bytes {
-        return Err(format!("the file {} has more than {most_bytes} bytes", path.display()).into());
-    }
-    Ok(bytes)
+    files::read(path, most_bytes).map_err(|error| not_read(path, &error))
+}
+
+/// What is wrong with its content is no matter of the machine.
+fn not_read(path: &Path, error: &io::Error) -> Reason {
+    let of_content = matches!(error.kind(), io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidData);
+    Reason { text: format!("cannot read the file {}: {error}", path.display()), on_disk: !of_content }
 }
 
 /// The same, of a text.
 pub(super) fn text_file(path: &Path, most_bytes: u64) -> Result<Zeroizing<String>, Reason> {
-    let bytes = file(path, most_bytes)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| format!("the file {} is no text", path.display()))?;
-    Ok(Zeroizing::new(text.to_owned()))
+    files::read_text(path, most_bytes).map_err(|error| not_read(path, &error))
 }
 
 /// The text with what follows each `whsec_` left out.

@@ -1,7 +1,7 @@
 //! Reads a configuration from where it stands, and tells what each value is and where it comes from.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -12,6 +12,7 @@ use toml::{Table, Value};
 use super::{
     Config, Fault, Faults, MAX_FILE_BYTES, Place,
     example::{self, Key},
+    files,
     layers::{Layers, Overrides, Places},
     read,
 };
@@ -91,9 +92,9 @@ impl Sources {
     /// [`ConfigError::Read`] alone: faults are part of what was read.
     pub fn read(&self) -> Result<Reading, ConfigError> {
         let text = match &self.file {
-            Some(path) => {
-                read_small(path).map_err(|source| ConfigError::Read { path: path.into(), source })?
-            }
+            Some(path) => files::read_text(path, MAX_FILE_BYTES)
+                .map(|text| text.to_string())
+                .map_err(|source| ConfigError::Read { path: path.into(), source })?,
             None if self.development => DEVELOPMENT.into(),
             None => String::new(),
         };
@@ -130,13 +131,6 @@ impl Sources {
             Err(faults) => Err(ConfigError::Faults { path: self.file.clone(), faults }),
         }
     }
-}
-
-fn read_small(path: &Path) -> io::Result<String> {
-    if fs::metadata(path)?.len() > MAX_FILE_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a configuration is at most 1 MiB"));
-    }
-    fs::read_to_string(path)
 }
 
 pub(super) fn not_toml(error: &toml::de::Error) -> Fault {

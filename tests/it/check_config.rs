@@ -1,6 +1,10 @@
 //! `check-config` and what lies over a configuration file: environment and command line, as operators use them.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use tempfile::TempDir;
 
@@ -157,4 +161,81 @@ fn r8_serve_takes_environment_and_flags_without_a_file() {
     let ran = run(&["serve"]);
     assert_eq!(ran.exit, 78, "{ran:?}");
     assert!(ran.stderr.contains("serve nobody"), "{ran:?}");
+}
+
+#[test]
+fn r8_what_is_no_configuration_is_said_to_be_none_and_nobody_waits_for_ever() {
+    let (folder, path) = file("");
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let broken = folder.path().join("broken.toml");
+    fs::write(&broken, b"[relay]\nregion = \"\xff\"\n").unwrap();
+    let large = folder.path().join("large.toml");
+    fs::write(&large, "#".repeat(2 << 20)).unwrap();
+    for (path, reason) in [
+        (folder.path(), "directory"),
+        (Path::new("/dev/zero"), "it has more than 1048576 bytes"),
+        (&large, "it has more than 1048576 bytes"),
+        (&broken, "what stands in line 2 is not UTF-8"),
+        (&pipe, "nothing came out of it within 5 s"),
+        (&folder.path().join("missing"), "No such file"),
+        (&path, "this relay would serve nobody"),
+    ] {
+        for command in [&["check-config"][..], &["serve", "--config"]] {
+            let ran = run(&[command, &[path.to_str().unwrap()]].concat());
+            assert_eq!((ran.exit, ran.stdout.as_str()), (78, ""), "{ran:?}");
+            assert!(ran.stderr.contains(reason), "{reason}: {ran:?}");
+        }
+    }
+    // What is named there may be anything too.
+    let name = |path: &Path| format!("{OPEN}device_file = {path:?}\n");
+    for (text, exit, reason) in [
+        (name(Path::new("/dev/zero")), 78, "more than 33554432 bytes"),
+        (name(&broken), 78, "line 2 is not UTF-8"),
+        (name(&pipe), 0, "serve would need what relay.device_file"),
+        (name(folder.path()), 0, "serve would need what relay.device_file"),
+    ] {
+        let ran = check(&text, &[], &[]);
+        assert_eq!(ran.exit, exit, "{ran:?}");
+        assert!(ran.stderr.contains(reason), "{reason}: {ran:?}");
+    }
+}
+
+#[test]
+fn r8_other_systems_texts_and_pipes_are_taken() {
+    let text = format!("\u{feff}{}", OPEN.replace('\n', "\r\n"));
+    assert_eq!(check(&text, &[], &[]).exit, 0);
+    let faulty = check(&format!("{text}max_allocations = 0\r\n"), &[], &[]);
+    assert!(faulty.stderr.contains("relay.toml, line 5)"), "{faulty:?}");
+    // As a shell's <(...) gives it.
+    let binary = env!("CARGO_BIN_EXE_zrc-relay");
+    let piped = format!("printf '[relay]\nself_certified = true\n' | {binary} check-config /dev/stdin");
+    let ran: Ran = Command::new("sh").args(["-c", &piped]).output().unwrap().into();
+    assert_eq!(ran.exit, 0, "{ran:?}");
+}
+
+#[test]
+fn r8_a_dozen_faults_come_at_once() {
+    let text = "stat_dir = \"/tmp\"\n[relay]\nself_certified = \"yes\"\nlisten_prot = 1\nlisten_addr = \"localhost\"\n\
+                listen_port = 65536\nmax_allocations = 0\nidle_timeout = \"soon\"\nregion = \"a b\"\n[[relay.device]]\nid = \"00\"\n\
+                [guard]\nblock = [\"192.0.2.0/33\"]\n[ops]\nallowed_hosts = \"*\"\n[log]\nformat = \"xml\"\n\
+                [security]\nwebhook_url = \"ftp://hunter2@a\"\n[ogs]\n";
+    let ran = check(text, &["--json"], &[]);
+    assert_eq!(ran.exit, 78, "{ran:?}");
+    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let faults = report["faults"].as_array().unwrap();
+    assert!(faults.len() >= 12, "{faults:#?}");
+    for fault in faults {
+        let place = fault["place"].as_str().unwrap_or_default();
+        assert!(place.contains("relay.toml, line "), "{fault}");
+        assert!(!fault["reason"].as_str().unwrap().is_empty(), "{fault}");
+    }
+    assert!(!ran.stdout.contains("hunter2"), "{ran:?}");
+    let shown = check(text, &[], &[]);
+    assert_eq!(shown.exit, 78);
+    for key in
+        ["is state_dir meant", "is listen_port meant", "is ops meant", "for example: max_allocations = 1000"]
+    {
+        assert!(shown.stderr.contains(key), "no {key:?} in {}", shown.stderr);
+    }
 }

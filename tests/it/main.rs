@@ -29,6 +29,7 @@ mod log;
 mod log_hygiene;
 mod memory;
 mod meter;
+mod metrics;
 #[cfg(feature = "otel")]
 mod otlp;
 mod reload;
