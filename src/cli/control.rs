@@ -1,6 +1,6 @@
 //! The relay and its log, as the admin API reaches them: what ties `ops` to `relay`, which do not know each other.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::sync::broadcast;
 
@@ -34,6 +34,8 @@ impl Control for Controlled {
         let legs = self.relay.legs(handle).into_iter();
         legs.map(|leg| {
             let LegInfo { id, role, remote, rtt, has_channel, path_mtu_bytes } = leg;
+            // A socket for IPv6 has IPv4's addresses in a form of its own.
+            let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
             Connection { id, role, remote, rtt, raw_channel: has_channel, path_mtu_bytes }
         })
         .collect()

@@ -6,13 +6,15 @@ use std::{
 };
 
 use super::{Exit, Failure, OrFail as _, http::Url, out};
-use crate::config::{DEFAULT_OPS_PORT, Sources};
+use crate::config::{DEFAULT_OPS_PORT, FILE_VARIABLE, Overrides, Sources};
 
 /// Ask a running relay whether it is well
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Asks /health: whether the relay is alive; with --ready it asks /ready: whether it takes
-new clients. Where nothing says otherwise it asks 127.0.0.1:9433.
+new clients. Where it asks is said by the configuration and the environment, as for serve;
+where they do not say, it is 127.0.0.1:9433. Faults in them are for check-config: a relay
+that runs goes on with what it read before.
 
 Exit 0: it is. Exit 1: it is not, or does not answer within 5 seconds.
 
@@ -27,21 +29,20 @@ pub struct Healthcheck {
     /// The ops address, as http://HOST:PORT
     #[arg(long, value_name = "URL")]
     ops: Option<String>,
-    /// The relay's configuration, which says where its ops address is
+    /// The relay's configuration, which says where its ops address is [default: ZRC_RELAY_CONFIG]
     #[arg(long, value_name = "FILE", conflicts_with = "ops")]
     config: Option<PathBuf>,
 }
 
 impl Healthcheck {
     pub(super) async fn run(self) -> Result<Exit, Failure> {
-        let base = match (&self.ops, &self.config) {
-            (Some(url), _) => url.trim_end_matches('/').to_owned(),
-            (None, Some(path)) => {
-                let sources = Sources { file: Some(path.clone()), ..Sources::default() };
-                let listen = sources.load()?.0.ops.listen;
+        let base = match &self.ops {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => {
+                let said = std::env::var_os(FILE_VARIABLE).filter(|file| !file.is_empty());
+                let listen = listening(self.config.or_else(|| said.map(PathBuf::from)))?;
                 format!("http://{}", SocketAddr::new(loopback_of(listen), listen.port()))
             }
-            (None, None) => format!("http://127.0.0.1:{DEFAULT_OPS_PORT}"),
         };
         let path = if self.ready { "/ready" } else { "/health" };
         let url = Url::parse(&format!("{base}{path}")).or_fail(Exit::Usage, format!("--ops {base}"))?;
@@ -53,6 +54,16 @@ impl Healthcheck {
             }
         }
     }
+}
+
+/// Where a relay with this configuration and environment has its ops address, whatever else is wrong with them.
+fn listening(file: Option<PathBuf>) -> Result<SocketAddr, Failure> {
+    let over = Overrides { environment: Overrides::environment(), ..Overrides::default() };
+    let settings = Sources { file, over, ..Sources::default() }.read()?.settings.all();
+    let value = |key| settings.iter().find(|setting| setting.key == key)?.value.as_ref();
+    let ip = value("ops.listen_addr").and_then(|ip| ip.as_str()?.parse().ok());
+    let port = value("ops.listen_port").and_then(|port| u16::try_from(port.as_integer()?).ok());
+    Ok(SocketAddr::new(ip.unwrap_or(Ipv4Addr::LOCALHOST.into()), port.unwrap_or(DEFAULT_OPS_PORT)))
 }
 
 /// Where one who listens on every address is found on this machine.

@@ -31,6 +31,7 @@ Nothing that is there is overwritten: if one of them exists, nothing is written.
 
 Examples:
   zrc-relay init relay --name relay.example.com
+  zrc-relay init first --name localhost --open --admin       for trying
   zrc-relay check-config relay/relay.toml
   zrc-relay serve --config relay/relay.toml")]
 pub struct Init {
@@ -43,6 +44,9 @@ pub struct Init {
     /// Serve every device that proves its own key, in place of those in devices.toml
     #[arg(long)]
     open: bool,
+    /// Turn on the admin API and the dashboard, on 127.0.0.1 and on a Unix socket in state/
+    #[arg(long)]
+    admin: bool,
 }
 
 impl Init {
@@ -75,7 +79,7 @@ impl Init {
             write(&file(name), keygen::to_pem(key)?.as_bytes())?;
         }
         let configuration = file("relay.toml");
-        write(&configuration, configuration_text(name, self.open).as_bytes())?;
+        write(&configuration, configuration_text(name, self.open, self.admin).as_bytes())?;
         // What is written is what serve takes, or it is a fault of this program.
         let (config, _) = Sources { file: Some(configuration.clone()), ..Sources::default() }.load()?;
         let now = i64::try_from(Clock::start().unix_secs()).unwrap_or(i64::MAX);
@@ -86,8 +90,13 @@ impl Init {
         out::say(format_args!("relay id {}, pin {}", state.relay_id, state.pin));
         out::say(format_args!("device id {device_id}\npeer id {peer_id}"));
         let folder = self.folder.display();
+        out::say(format_args!("next:"));
+        if self.admin {
+            out::say(format_args!("  zrc-relay admin token new --name me --role full --config {shown}"));
+        }
+        out::say(format_args!("  zrc-relay serve --config {shown}"));
         out::say(format_args!(
-            "next:\n  zrc-relay serve --config {shown}\n  zrc-relay token mint --device-key {folder}/device.key --peer-id {peer_id} --relay {folder}/state/relay.json --ttl 1h"
+            "  zrc-relay token mint --device-key {folder}/device.key --peer-id {peer_id} --relay {folder}/state/relay.json --ttl 1h"
         ));
         Ok(Exit::Ok)
     }
@@ -106,7 +115,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 }
 
 /// The example, with what is made here in place of what it shows.
-fn configuration_text(name: Option<&str>, open: bool) -> String {
+fn configuration_text(name: Option<&str>, open: bool, admin: bool) -> String {
     let mut text = String::new();
     for line in EXAMPLE.lines() {
         let key = line.trim_start_matches('#').split(" = ").next().unwrap_or_default();
@@ -114,6 +123,9 @@ fn configuration_text(name: Option<&str>, open: bool) -> String {
             ("state_dir", _) => "state_dir = \"state\"".to_owned(),
             ("device_file", _) if !open => "device_file = \"devices.toml\"".to_owned(),
             ("self_certified", _) if open => "self_certified = true".to_owned(),
+            ("socket", _) if admin => "socket = \"state/admin.sock\"".to_owned(),
+            // Those of other sections have a default, and stand without the sign.
+            ("listen_addr", _) if admin && line.starts_with('#') => "listen_addr = \"127.0.0.1\"".to_owned(),
             ("server_name", Some(name)) => format!("server_name = {name:?}"),
             ("public_addr", Some(name)) => format!("public_addr = {name:?}"),
             _ => line.to_owned(),
@@ -134,14 +146,20 @@ mod tests {
     #[test]
     fn the_example_becomes_what_was_asked_for() {
         let folder = tempfile::tempdir().unwrap();
-        let text = configuration_text(Some("relay.example.com"), true);
+        let text = configuration_text(Some("relay.example.com"), true, false);
         let config = Config::parse(&text, folder.path()).unwrap();
         assert!(config.relay.self_certified.is_some() && config.relay.device_file.is_none());
         assert_eq!(config.relay.server_name, "relay.example.com");
         assert_eq!(config.relay.public.unwrap().host, "relay.example.com");
         assert_eq!(config.state_dir, folder.path().join("state"));
         assert_eq!(text.lines().count(), EXAMPLE.lines().count());
-        let pinned = configuration_text(None, false);
+        assert!(config.admin.listen.is_none() && config.admin.socket.is_none());
+        let administered = configuration_text(None, true, true);
+        let config = Config::parse(&administered, folder.path()).unwrap();
+        assert_eq!(config.admin.listen, Some("127.0.0.1:9434".parse().unwrap()));
+        assert_eq!(config.admin.socket, Some(folder.path().join("state/admin.sock")));
+        assert!(config.relay.listen.ip().is_unspecified() && config.ops.listen.ip().is_loopback());
+        let pinned = configuration_text(None, false, false);
         // Its file of devices is not there.
         let faults = Config::parse(&pinned, Path::new("/none")).unwrap_err().0;
         assert_eq!((faults.len(), faults[0].key.as_str()), (1, "relay.device_file"));

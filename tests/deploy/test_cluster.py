@@ -76,6 +76,8 @@ def test_the_image_runs_one_static_program_without_privileges(binary):
     assert all(int(part) >= 10000 for part in user)
     command = yaml.safe_load(final["HEALTHCHECK"].split("CMD", 1)[1])
     assert command[0] == yaml.safe_load(final["ENTRYPOINT"])[0]
+    # Whoever moves the ops port moves what is asked for with it.
+    assert command[command.index("--config") + 1] == yaml.safe_load(final["CMD"])[-1]
     run(binary, *command[1:], "--help")
     run(binary, *yaml.safe_load(final["CMD"]), "--help")
     build = next(rest for name, rest in steps if name == "RUN" and "cargo build" in rest)

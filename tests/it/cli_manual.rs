@@ -120,6 +120,15 @@ fn a_healthcheck_finds_the_address_in_the_configuration() {
     assert_eq!(ask(), Some(1));
     let _relay = Relay::start(&["serve", "--config", &path], folder);
     assert_eq!(ask(), Some(0));
+    // As for serve, variables say where the file is, and come before it.
+    let with =
+        |name: &str, value: &str| command(&["healthcheck"]).env(name, value).output().unwrap().status.code();
+    assert_eq!(with("ZRC_RELAY_CONFIG", &path), Some(0));
+    assert_eq!(with("ZRC_RELAY_OPS__LISTEN_PORT", &free.to_string()), Some(0));
+    // A fault does not make a relay ill that goes on without it.
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{whole}no_such_key = 1\n")).unwrap();
+    assert_eq!(ask(), Some(0));
     assert_eq!(run(&["healthcheck", "--config", "/nowhere/relay.toml"]).exit, 78);
 }
 

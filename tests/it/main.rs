@@ -32,6 +32,7 @@ mod meter;
 mod metrics;
 #[cfg(feature = "otel")]
 mod otlp;
+mod readme;
 mod reload;
 mod restart;
 mod service;
