@@ -10,7 +10,9 @@ use std::{
 };
 
 use instant_acme::KeyAuthorization;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
     process::Command,
     time::{sleep, timeout},
 };
@@ -19,6 +21,8 @@ use super::AcmeError;
 
 /// For one run of the hook, which may wait until its record is seen.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(300);
+/// For what it said before it ended, which is there already.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What is repeated of what a failed hook said, in bytes.
 const SAID_BYTES: usize = 300;
 
@@ -135,22 +139,73 @@ impl Solver {
 
 impl Hook {
     async fn run(&self, what: &str, name: &str, value: &str) -> Result<(), HookError> {
+        self.run_within(HOOK_TIMEOUT, what, name, value).await
+    }
+
+    /// Whatever it has started goes with it when it takes longer, or when this is dropped.
+    async fn run_within(
+        &self,
+        limit: Duration,
+        what: &str,
+        name: &str,
+        value: &str,
+    ) -> Result<(), HookError> {
         // A wildcard is shown where its domain is.
         let domain = name.strip_prefix("*.").unwrap_or(name);
-        let ran = Command::new(&self.command)
+        let mut child = Command::new(&self.command)
             .args([what, name, &format!("_acme-challenge.{domain}"), value])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
+            .process_group(0)
             .kill_on_drop(true)
-            .output();
-        let ran = timeout(HOOK_TIMEOUT, ran).await.map_err(|_| HookError::Timeout)??;
-        if ran.status.success() {
+            .spawn()?;
+        let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+        let mut said = Vec::new();
+        let stderr = child.stderr.take();
+        let ended = async {
+            let read = async {
+                if let Some(stderr) = stderr {
+                    keep_end(stderr, &mut said).await;
+                }
+            };
+            tokio::pin!(read);
+            tokio::select! {
+                status = child.wait() => {
+                    // What it has left running may hold the other end open for ever.
+                    let _ = timeout(LAST_WORDS, read).await;
+                    status
+                }
+                () = &mut read => child.wait().await,
+            }
+        };
+        let status = timeout(limit, ended).await.map_err(|_| HookError::Timeout)??;
+        group.0 = None;
+        if status.success() {
             return Ok(());
         }
-        let (_, end) = ran.stderr.split_at(ran.stderr.len().saturating_sub(SAID_BYTES));
-        let said = String::from_utf8_lossy(end).trim().to_owned();
-        Err(HookError::Status { status: ran.status.to_string(), said })
+        let said = String::from_utf8_lossy(&said).trim().to_owned();
+        Err(HookError::Status { status: status.to_string(), said })
+    }
+}
+
+/// A hook and what it has started, killed when dropped.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+/// Reads to the end and keeps the last [`SAID_BYTES`]: a hook may say as much as it likes.
+async fn keep_end(mut from: impl AsyncRead + Unpin, end: &mut Vec<u8>) {
+    let mut piece = [0; 1024];
+    while let Ok(len @ 1..) = from.read(&mut piece).await {
+        end.extend(piece.iter().take(len));
+        end.drain(..end.len().saturating_sub(SAID_BYTES));
     }
 }
 
@@ -185,7 +240,53 @@ mod tests {
         let bad = hook(folder.path(), "echo no such zone >&2; exit 3");
         let error = bad.run("present", "a", "v").await.unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.contains("no such zone"), "{error}");
+        let endless =
+            hook(folder.path(), "yes no such zone | head -c 3000000 >&2; echo it was that >&2; exit 4");
+        let error = endless.run("present", "a", "v").await.unwrap_err().to_string();
+        assert!(error.ends_with("it was that") && error.len() < 400, "{error}");
         let none = Hook { command: folder.path().join("none"), wait: Duration::ZERO };
         assert!(matches!(none.run("present", "a", "v").await, Err(HookError::Run(_))));
+    }
+
+    #[tokio::test]
+    async fn what_a_hook_has_started_goes_with_it_and_does_not_hold_it_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let started = || fs::read_to_string(&pid).unwrap().trim().to_owned();
+        let runs = |pid: &str| {
+            // Whoever adopts it may not have seen that it is dead.
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            !status.is_empty() && !status.contains("State:\tZ")
+        };
+        // It leaves something behind that keeps stderr open: it has done its work all the same.
+        let leaves = hook(folder.path(), &format!("sleep 600 & echo $! >{}", pid.display()));
+        let limit = Duration::from_secs(300);
+        timeout(Duration::from_secs(60), leaves.run_within(limit, "present", "a", "v"))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(runs(&started()), "that is the hook's own business");
+        kill_process_group(Pid::from_raw(group_of(&started())).unwrap(), Signal::KILL).unwrap();
+
+        // One that takes too long is killed, and so is what it waits for.
+        let script = format!("sleep 600 & echo $! >{}.new; mv {0}.new {0}; wait", pid.display());
+        fs::remove_file(&pid).unwrap();
+        let slow = hook(folder.path(), &script);
+        let ran = slow.run_within(Duration::from_secs(2), "present", "a", "v").await;
+        assert!(matches!(ran, Err(HookError::Timeout)), "{ran:?}");
+        let left = started();
+        timeout(Duration::from_secs(60), async {
+            while runs(&left) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+
+    /// The group of a process.
+    fn group_of(pid: &str) -> i32 {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().split_whitespace().nth(2).unwrap().parse().unwrap()
     }
 }
