@@ -591,6 +591,85 @@ mod tests {
         assert!(check(folder).faults[0].contains("line 6 follows line 3"), "{:?}", check(folder));
     }
 
+    /// A line's text, hashed as it is now.
+    fn hashed_anew(line: &str) -> String {
+        let (body, _) = split(line.trim_end().as_bytes()).unwrap();
+        let body = String::from_utf8(body).unwrap();
+        let hash = hex::encode(Sha256::digest(&body));
+        format!("{},\"hash\":\"{hash}\"}}\n", body.strip_suffix('}').unwrap())
+    }
+
+    #[test]
+    fn r10_a_line_written_anew_breaks_the_chain_where_the_next_one_begins() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, path) = (folder.path(), folder.path().join(FILE_NAME));
+        let audit = log(folder);
+        for n in 0..4 {
+            audit.record(&ann(), "kill", &n.to_string(), "done").unwrap();
+        }
+        let whole = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+        assert_eq!(lines.iter().map(|line| hashed_anew(line)).collect::<String>(), whole);
+        let forged = hashed_anew(&lines[1].replace("\"detail\":\"1\"", "\"detail\":\"9\""));
+        fs::write(&path, lines[0].to_owned() + &forged + &lines[2..].concat()).unwrap();
+        let report = check(folder);
+        assert_eq!(report.faults.len(), 1, "{report:?}");
+        assert!(report.faults[0].ends_with(":3: line 3 does not follow the line before it"), "{report:?}");
+        assert_eq!((report.lines, report.first, report.last), (4, 1, 4));
+        // The first one says that it follows another.
+        let forged = hashed_anew(&lines[0].replace(NOTHING, &"1".repeat(64)));
+        fs::write(&path, forged + &lines[1..].concat()).unwrap();
+        let faults = check(folder).faults;
+        assert!(faults[0].ends_with(":1: the first line follows another one"), "{faults:?}");
+        // Two faults with one that is none between them, each told of.
+        fs::write(&path, format!("{}no line\n{}no line\n{}", lines[0], lines[1], lines[2..].concat()))
+            .unwrap();
+        assert_eq!((check(folder).faults.len(), check(folder).torn), (2, 0), "{:?}", check(folder));
+    }
+
+    #[test]
+    fn the_end_of_a_long_log_is_read_from_the_beginning_of_a_line_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, path) = (folder.path(), folder.path().join(FILE_NAME));
+        let audit = log(folder);
+        for n in 1..=3 {
+            audit.record(&ann(), "kill", &n.to_string(), "done").unwrap();
+        }
+        let lines = fs::read_to_string(&path).unwrap();
+        let bytes = u64::try_from(lines.len()).unwrap();
+        let filler = |bytes: u64| "x".repeat(usize::try_from(bytes - 1).unwrap()) + "\n";
+        // All of it fits; the first line begins where the reading does, or in its middle.
+        for (more, seen) in [(0, 3), (1, 3), (2, 3)] {
+            let filler = if more == 0 { String::new() } else { filler(TAIL_BYTES - bytes + more - 1) };
+            fs::write(&path, filler + &lines).unwrap();
+            assert_eq!(audit.tail(10).unwrap().0.len(), seen, "{more}");
+        }
+        fs::write(&path, lines.clone() + &filler(TAIL_BYTES - bytes)).unwrap();
+        assert_eq!(audit.tail(10).unwrap().0.len(), 3);
+        fs::write(&path, lines.clone() + &filler(TAIL_BYTES - bytes + 1)).unwrap();
+        assert_eq!(audit.tail(10).unwrap().0.len(), 2, "the first is not whole");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(audit.tail(10).unwrap(), (vec![], 3));
+        fs::create_dir(&path).unwrap();
+        assert!(audit.tail(10).is_err(), "what cannot be read is not empty");
+    }
+
+    #[test]
+    fn r10_what_was_lost_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, path) = (folder.path(), folder.path().join(FILE_NAME));
+        let audit = log(folder);
+        for _ in 0..5 {
+            audit.record(&ann(), "kill", "", "done").unwrap();
+        }
+        drop(audit);
+        let whole = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+        fs::write(&path, lines[..2].concat()).unwrap();
+        let (tail, _) = log(folder).tail(1).unwrap();
+        assert_eq!((&tail[0]["action"], &tail[0]["detail"]), (&"lines_missing".into(), &"3 to 5".into()));
+    }
+
     #[test]
     fn r10_a_line_that_a_crash_cut_off_is_known_for_what_it_is() {
         let folder = tempfile::tempdir().unwrap();
