@@ -24,6 +24,15 @@ fn all_commands() -> Vec<Vec<String>> {
     all
 }
 
+/// The long options of a command that help shows.
+fn options(path: &[String]) -> Vec<String> {
+    let mut definition = zrc_relay::cli::definition();
+    definition.build();
+    let command = path.iter().fold(&definition, |command, name| command.find_subcommand(name).unwrap());
+    let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
+    shown.filter_map(|arg| Some(arg.get_long()?.to_owned())).collect()
+}
+
 #[test]
 fn every_command_has_a_man_page() {
     let folder = tempfile::tempdir().unwrap();
@@ -42,6 +51,13 @@ fn every_command_has_a_man_page() {
         let text = fs::read_to_string(pages.join(page)).unwrap();
         for part in [".TH zrc-relay", ".SH NAME", ".SH SYNOPSIS", ".SH OPTIONS"] {
             assert!(text.contains(part), "{page}: no {part}");
+        }
+    }
+    for path in all_commands() {
+        let page = format!("zrc-relay-{}.1", path.join("-"));
+        let text = fs::read_to_string(pages.join(&page)).unwrap().replace("\\-", "-");
+        for option in options(&path) {
+            assert!(text.contains(&format!("--{option}\\fR")), "{page}: no --{option}");
         }
     }
     let serve = fs::read_to_string(pages.join("zrc-relay-serve.1")).unwrap();
@@ -84,7 +100,17 @@ fn bash_completes_a_line() {
     };
     assert_eq!(completed(&["zrc-relay", "ser"]), ["serve"]);
     assert_eq!(completed(&["zrc-relay", "token", "mi"]), ["mint"]);
-    assert!(completed(&["zrc-relay", "serve", "--"]).contains(&"--config".into()));
+    let mut asked = 0;
+    for path in all_commands() {
+        let words: Vec<&str> =
+            ["zrc-relay"].into_iter().chain(path.iter().map(String::as_str)).chain(["--"]).collect();
+        let offered = completed(&words);
+        for option in options(&path) {
+            assert!(offered.contains(&format!("--{option}")), "{path:?}: no --{option} among {offered:?}");
+            asked += 1;
+        }
+    }
+    assert!(asked > 100, "{asked}");
 }
 
 #[test]
