@@ -74,7 +74,8 @@ pub(super) async fn check(State(app): State<App>, mut request: Request, next: Ne
             (Actor { name, role: entry.role.name(), source: ip.to_string() }, entry.role)
         }
     };
-    if role < Role::Full && !matches!(*request.method(), Method::GET | Method::HEAD) {
+    let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+    if role < Role::Full && changes {
         let subject = match peer.way {
             Way::Tcp(from) => Subject::source(ValidatedSource::vouched(from.ip().to_canonical())),
             Way::Unix { .. } => Subject::NOBODY,
@@ -87,7 +88,17 @@ pub(super) async fn check(State(app): State<App>, mut request: Request, next: Ne
         return problem(StatusCode::FORBIDDEN, detail);
     }
     request.extensions_mut().insert(Caller { actor });
-    next.run(request).await
+    if !changes {
+        return next.run(request).await;
+    }
+    // To its end, audit log included, whoever hangs up meanwhile: else it could be done and not be written down.
+    match tokio::spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::error!(%error, "a request to the admin API has failed");
+            problem(StatusCode::INTERNAL_SERVER_ERROR, "this has failed, and the log says why")
+        }
+    }
 }
 
 /// What follows `Bearer` in the one header there is.

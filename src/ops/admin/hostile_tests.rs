@@ -1,7 +1,7 @@
 //! The admin API as somebody meets it who wishes it ill: without a token, with the wrong one, and with requests that are
 //! shaped to be misunderstood.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -102,6 +102,41 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
         );
     }
     assert!(api.told().is_empty());
+}
+
+#[tokio::test]
+async fn r10_who_hangs_up_is_audited_all_the_same() {
+    const REQUESTS: u8 = 50;
+    let api = Api::start().await;
+    for n in 0..REQUESTS {
+        let body = format!("{{\"network\":\"203.0.113.{n}\"}}");
+        let request = format!(
+            "POST /admin/blocks HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n{body}",
+            api.full,
+            body.len()
+        );
+        let mut stream = api.tcp().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        drop(stream);
+    }
+    // Whoever asks last has waited for those before: then as many are written down as are in force.
+    let counts = async || {
+        let blocks = api.ask("GET", "/admin/blocks").await.json()["total"].as_u64().unwrap();
+        (blocks, api.ask("GET", "/admin/audit").await.json()["total"].as_u64().unwrap())
+    };
+    let settled = timeout(PATIENCE, async {
+        let mut last = (0, 0);
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let now = counts().await;
+            if now == last && now.0 > 0 {
+                return now;
+            }
+            last = now;
+        }
+    });
+    let (blocks, lines) = settled.await.unwrap();
+    assert_eq!(blocks, lines, "of {REQUESTS} requests");
 }
 
 #[tokio::test]
