@@ -195,7 +195,7 @@ impl Running {
         };
         let ops = OpsServer::start(ops.listen, handles)
             .await
-            .or_fail(Exit::Unavailable, format!("cannot listen on TCP {}", ops.listen))?;
+            .or_fail(Exit::Unavailable, format!("cannot listen on TCP {} ([ops])", ops.listen))?;
         let audit = Audit::open(&folder, clock)
             .or_fail(Exit::CantCreate, format!("cannot open the audit log in {}", folder.display()))?;
         let token_file = administered.token_file.clone().unwrap_or_else(|| folder.join(TOKEN_FILE));

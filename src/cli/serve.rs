@@ -52,8 +52,8 @@ pub struct Serve {
     /// The configuration; without it, what the environment and the command line say
     #[arg(long, value_name = "FILE", env = config::FILE_VARIABLE)]
     config: Option<PathBuf>,
-    /// For trying and developing: loopback only, free ports, every device welcome, no limits
-    #[arg(long, conflicts_with = "config")]
+    /// For trying and developing: loopback only, free ports, every device welcome, no limits, no file
+    #[arg(long)]
     dev: bool,
     /// Where certificate, relay id and relay.json are kept, whatever the configuration says
     #[arg(long, value_name = "DIR")]
@@ -66,7 +66,16 @@ impl Serve {
     pub(super) async fn run(self, log: &LogArgs) -> Result<Exit, Failure> {
         let mut over = self.set.over();
         over.state_dir = self.state_dir;
-        let mut sources = Sources { file: self.config, development: self.dev, over };
+        let said = std::env::var_os(config::FILE_VARIABLE).map(PathBuf::from);
+        if self.dev && self.config.is_some() && self.config != said {
+            return Err(Failure::new(
+                Exit::Usage,
+                "--dev is for want of a configuration: leave out --config",
+            ));
+        }
+        // A variable that is there for other commands stands in nobody's way.
+        let file = self.config.filter(|_| !self.dev);
+        let mut sources = Sources { file, development: self.dev, over };
         let (mut config, mut settings) = sources.load()?;
         if self.dev && !settings.is_set("state_dir") {
             sources.over.state_dir = Some(state::user_folder("dev")?);

@@ -15,7 +15,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::cli::command;
+use crate::cli::{command, run};
 
 /// Longer than anything here takes on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -327,4 +327,15 @@ fn a_log_that_is_not_read_does_not_stop_the_relay() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(report["delivered"].as_u64().unwrap() > 1000, "{report}");
+}
+
+#[test]
+fn development_needs_no_file_whatever_the_environment_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state").to_str().unwrap().to_owned();
+    let ran = run(&["serve", "--dev", "--config", "relay.toml"]);
+    assert!(ran.exit == 2 && ran.stderr.contains("leave out --config"), "{ran:?}");
+    let mut serve = command(&["serve", "--dev", "--state-dir", &state]);
+    let relay = Relay::start_command(serve.env("ZRC_RELAY_CONFIG", "/nowhere/relay.toml"), folder);
+    assert_eq!(relay.get("/ready").0, 200);
 }

@@ -196,11 +196,10 @@ impl Client {
         if let Some(body) = body {
             request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
         }
-        let response = request
-            .send()
-            .await
-            .map_err(reqwest::Error::without_url)
-            .or_fail(Exit::Unavailable, format!("cannot reach {}", self.shown))?;
+        let response = request.send().await.map_err(reqwest::Error::without_url).or_fail(
+            Exit::Unavailable,
+            format!("cannot reach {}; is the relay running, with this in [admin]?", self.shown),
+        )?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
