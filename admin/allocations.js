@@ -136,7 +136,7 @@ function updateRow(row, it) {
   write(device, it.device_id.slice(0, 12));
   device.title = it.device_id;
   showState(state.firstElementChild, it.state);
-  write(tier, it.tier ?? "–");
+  write(tier, it.tier ?? "default");
   const perSecond = rates.of(it.id);
   write(rate, perSecond === null ? "–" : `${bytes(perSecond)}/s`);
   showUsed(used, it);
@@ -222,7 +222,7 @@ function showDetail(it) {
     { label: "Device", text: it.device_id, id: true },
     { label: "Peer", text: it.peer_id, id: true },
     { label: "State", text: it.state },
-    { label: "Tier", text: it.tier ?? "its signer's own" },
+    { label: "Tier", text: it.tier ?? "default" },
     { label: "From device", text: passed(sent.device) },
     { label: "From peer", text: passed(sent.peer) },
     { label: "Used", text: limits.quota_bytes === null ? bytes(it.bytes_used) : `${bytes(it.bytes_used)} of ${bytes(limits.quota_bytes)}` },

@@ -8,8 +8,9 @@ import { bytes, count, duration, moment, short, words } from "./units.js";
 export const WINDOW_MS = 5 * 60_000;
 /** A longer time between two answers is a hole in the plots. */
 export const MAX_GAP_MS = 6000;
-/** A certificate that expires sooner should have been renewed. */
-const CERTIFICATE_SOON_SECS = 14 * 86_400;
+/** A certificate that expires sooner should have been renewed. Authorities give some for six days, and renew them at two. */
+const CERTIFICATE_SOON_SECS = { acme: 86_400 * 1.5 };
+const OTHERS_SOON_SECS = 14 * 86_400;
 
 const ROLES = ["device", "peer"];
 /** The styles of reasons, in order of their first occurrence: a reason keeps its own. */
@@ -104,7 +105,7 @@ export function certificateState({ origin, expires_at_unix }, nowSecs) {
   const leftSecs = expires_at_unix - nowSecs;
   const day = moment(expires_at_unix * 1000).slice(0, 10);
   if (leftSecs <= 0) return { text: `${kind}, expired on ${day}`, alarm: true };
-  return { text: `${kind}, until ${day} (${duration(leftSecs)})`, alarm: leftSecs < CERTIFICATE_SOON_SECS };
+  return { text: `${kind}, until ${day} (${duration(leftSecs)})`, alarm: leftSecs < (CERTIFICATE_SOON_SECS[origin] ?? OTHERS_SOON_SECS) };
 }
 
 /** A row for each code that occurred, the most frequent first. */

@@ -265,3 +265,8 @@ test("what takes too long is waited for no longer", async () => {
   await assert.rejects(within(Promise.reject(new Error("no")), 1000), /no/);
   await assert.rejects(within(new Promise(() => {}), 20), /nothing came for 0.02 s/);
 });
+
+test("a certificate of an authority's that is renewed in days is no reason for alarm", () => {
+  const state = (origin, days) => certificateState({ origin, expires_at_unix: days * 86_400 + 1000 }, 1000).alarm;
+  assert.deepEqual([state("acme", 2), state("acme", 1), state("files", 13), state("self-signed", 15)], [false, true, true, false]);
+});
