@@ -20,7 +20,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use zrc_relay::{
     client::SigningKey,
     clock::Clock,
-    table::{Limits, Meter},
+    table::{Limits, Meter, fair::Pool},
     wire::{
         AllocationId, DeviceId, PeerId, PublicKey, RelayId, Role, SignedToken, TokenFields,
         channel::{self, HEADER_LEN, Packet, Tag},
@@ -45,6 +45,9 @@ const ALL_LIMITS: Limits = Limits {
     weight: 1,
 };
 
+/// The default of an allocation.
+const SLOW_BYTES_PER_SEC: u64 = 1_250_000;
+
 criterion_group! {
     name = parts;
     config = Criterion::default()
@@ -65,6 +68,21 @@ fn meter(criterion: &mut Criterion) {
         });
         group.bench_function(format!("charge a datagram, {name}, two threads"), |bencher| {
             bencher.iter_custom(|times| contended(limits, times));
+        });
+    }
+    // At this rate nothing is charged in advance, and each charge asks whether there is a limit of all together.
+    let slow = Limits { rate_bytes_per_sec: Some(SLOW_BYTES_PER_SEC), ..ALL_LIMITS };
+    for (name, pool) in [
+        ("alone", None),
+        ("where all together may be limited", Some(Arc::new(Pool::new(None)))),
+        ("where all together are limited", Some(Arc::new(Pool::new(Some(1 << 50))))),
+    ] {
+        group.bench_function(format!("charge a datagram, 10 Mbit/s, {name}"), |bencher| {
+            let (meter, mut now_nanos) = (Meter::sharing(slow, 0, pool.clone()), 0);
+            bencher.iter(|| {
+                now_nanos += 1_000_000_000 * PAYLOAD_BYTES as u64 / SLOW_BYTES_PER_SEC;
+                charge(&meter, &mut now_nanos);
+            });
         });
     }
     group.finish();

@@ -77,7 +77,16 @@ impl<'a> Wrong<'a> {
 impl CheckConfig {
     pub(super) fn run(self) -> Result<Exit, Failure> {
         let sources = Sources { file: self.file.clone(), over: self.set.over(), ..Sources::default() };
-        let Reading { settings, checked } = sources.read()?;
+        let Reading { settings, checked } = match sources.read() {
+            Ok(reading) => reading,
+            Err(error) if self.json => {
+                let unread = Fault { reason: format!("{:#}", anyhow::Error::new(error)), ..Fault::default() };
+                let faults = vec![Wrong::of(&unread)];
+                out::json(&Report { ok: false, faults, needs: Vec::new(), settings: Vec::new() })?;
+                return Ok(Exit::Config);
+            }
+            Err(error) => return Err(error.into()),
+        };
         let faults = checked.err().map(|faults| faults.0).unwrap_or_default();
         let (needs, faults): (Vec<_>, Vec<_>) = faults.into_iter().partition(|fault| fault.on_disk);
         if self.json {

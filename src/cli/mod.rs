@@ -25,6 +25,7 @@ mod control;
 mod exit;
 mod files;
 mod healthcheck;
+mod heeded;
 mod http;
 mod init;
 mod keygen;

@@ -167,7 +167,7 @@ impl Source {
 fn files_of(sources: &Sources, config: &Config) -> Vec<PathBuf> {
     let relay = config.relay.key_files.iter().chain(&config.ops.geoip_file);
     let others = config.admin.key_files.iter().chain(&config.security.secret_file);
-    sources.file.iter().chain(relay).chain(others).cloned().collect()
+    sources.file.iter().chain(relay).chain(others).cloned().chain(sources.over.secret_files()).collect()
 }
 
 /// All that the files hold. One that cannot be read counts as empty.
@@ -274,6 +274,37 @@ mod tests {
     use notify::event::{CreateKind, DataChange, Flag, RemoveKind, RenameMode};
 
     use super::*;
+    use crate::config::Overrides;
+
+    #[test]
+    fn r8_all_that_is_read_is_watched() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+        fs::write(file("secret"), secret).unwrap();
+        fs::write(file("url"), "https://siem.example.com/").unwrap();
+        fs::write(file("devices.toml"), "").unwrap();
+        let geoip = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/countries.mmdb");
+        let text = format!(
+            "[relay]\nself_certified = true\ndevice_file = \"devices.toml\"\n[ops]\ngeoip_path = {geoip:?}\n\
+             [security]\nwebhook_secret_file = \"secret\"\n"
+        );
+        fs::write(file("relay.toml"), text).unwrap();
+        let variable = "ZRC_RELAY_SECURITY__WEBHOOK_URL_FILE".to_owned();
+        let over = Overrides { environment: [(variable, file("url").into())].into(), ..Overrides::default() };
+        let sources = Sources { file: Some(file("relay.toml")), over, ..Sources::default() };
+        let (config, _) = sources.load().unwrap();
+        let watched: BTreeSet<_> = files_of(&sources, &config).into_iter().collect();
+        let names = ["relay.toml", "devices.toml", "secret", "url"].map(file);
+        assert_eq!(watched, names.into_iter().chain([geoip.into()]).collect());
+        // A change of any of them is seen.
+        let files: Vec<_> = watched.into_iter().filter(|path| path.starts_with(folder.path())).collect();
+        for path in &files {
+            let before = fingerprint(&files);
+            fs::write(path, "another").unwrap();
+            assert_ne!(fingerprint(&files), before, "{}", path.display());
+        }
+    }
 
     #[test]
     fn a_file_is_read_when_it_is_whole() {

@@ -52,6 +52,12 @@ impl Overrides {
             .filter(|(name, _)| name.starts_with(VARIABLE_PREFIX) && name != FILE_VARIABLE)
             .collect()
     }
+
+    /// The files that variables name for what is in them.
+    pub fn secret_files(&self) -> Vec<PathBuf> {
+        let names_one = |name: &str| path_of(name).strip_suffix("_file").is_some_and(read::is_secret);
+        self.environment.iter().filter(|(name, _)| names_one(name)).map(|(_, path)| path.into()).collect()
+    }
 }
 
 /// The values of all layers.
@@ -174,9 +180,14 @@ fn walk(path: &str, value: &DeValue<'_>, place: &impl Fn(usize) -> Place, places
     }
 }
 
+/// The key that a variable of this name would be for.
+fn path_of(name: &str) -> String {
+    name.strip_prefix(VARIABLE_PREFIX).unwrap_or(name).replace("__", ".").to_lowercase()
+}
+
 /// The key that a variable is for, and the value that it gives it.
 fn variable(keys: &[Key], name: &str, value: &OsString) -> Result<(String, Value), Box<Fault>> {
-    let path = name.strip_prefix(VARIABLE_PREFIX).unwrap_or(name).replace("__", ".").to_lowercase();
+    let path = path_of(name);
     let value_shown = Some(read::NOT_SHOWN.to_owned());
     let fault = |reason: String| {
         Box::new(Fault { key: name.to_owned(), value: value_shown.clone(), reason, ..Fault::default() })
@@ -389,6 +400,8 @@ mod tests {
         fs::write(&path, "https://u:hunter2@siem.example.com/\n").unwrap();
         let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
         let variables = [("SECURITY__WEBHOOK_URL_FILE", name), ("SECURITY__WEBHOOK_SECRET", secret)];
+        let over = Overrides { environment: environment(&variables), ..Overrides::default() };
+        assert_eq!(over.secret_files(), [path.clone()]);
         let webhook = read(OPEN, &variables, &[]).unwrap().security.webhook.unwrap();
         assert_eq!(webhook.url.host_str(), Some("siem.example.com"));
         let both = [variables[0], variables[1], ("SECURITY__WEBHOOK_URL", "http://a")];

@@ -187,6 +187,10 @@ fn r8_what_is_no_configuration_is_said_to_be_none_and_nobody_waits_for_ever() {
             assert!(ran.stderr.contains(reason), "{reason}: {ran:?}");
         }
     }
+    let ran = run(&["check-config", "--json", folder.path().to_str().unwrap()]);
+    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((ran.exit, &report["ok"]), (78, &false.into()), "{ran:?}");
+    assert!(report["faults"][0]["reason"].as_str().unwrap().contains("directory"), "{report}");
     // What is named there may be anything too.
     let name = |path: &Path| format!("{OPEN}device_file = {path:?}\n");
     for (text, exit, reason) in [
