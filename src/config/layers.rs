@@ -401,7 +401,7 @@ mod tests {
         let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
         let variables = [("SECURITY__WEBHOOK_URL_FILE", name), ("SECURITY__WEBHOOK_SECRET", secret)];
         let over = Overrides { environment: environment(&variables), ..Overrides::default() };
-        assert_eq!(over.secret_files(), [path.clone()]);
+        assert_eq!(over.secret_files(), std::slice::from_ref(&path));
         let webhook = read(OPEN, &variables, &[]).unwrap().security.webhook.unwrap();
         assert_eq!(webhook.url.host_str(), Some("siem.example.com"));
         let both = [variables[0], variables[1], ("SECURITY__WEBHOOK_URL", "http://a")];

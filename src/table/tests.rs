@@ -66,6 +66,12 @@ impl Bench {
         Self { table: Table::new(rules), now: at(0), effects: Vec::new() }
     }
 
+    /// With a limit of all together that is not there yet.
+    fn sharing(rules: Rules) -> Self {
+        let table = Table::sharing(rules, Some(Arc::new(fair::Pool::new(None))));
+        Self { table, ..Self::new(rules) }
+    }
+
     fn join(&mut self, secs: u64, conn: u64, role: Role, claims: &Claims) -> Result<Joined, Refusal> {
         self.now = at(secs);
         self.table.join(self.now, ConnId(conn), role, claims, &TIER, &mut self.effects)
@@ -661,6 +667,35 @@ fn an_expired_allocation_may_live_again_by_a_later_token() {
     let joined = bench.join(41, 4, Role::Device, &later).unwrap();
     assert!(joined.created);
     assert_eq!((joined.grant.bytes_used, joined.grant.expires_at_unix), (700, UNIX + 300));
+}
+
+#[test]
+fn r8_a_global_limit_holds_for_whom_it_finds_and_for_whom_comes() {
+    let mut bench = Bench::sharing(RULES);
+    // Nothing of its own holds it up, so it charges in advance.
+    let free = Tier { limits: Limits::default(), ..TIER };
+    let join = |bench: &mut Bench, conn, claims: &Claims| {
+        let joined =
+            bench.table.join(bench.now, ConnId(conn), Role::Device, claims, &free, &mut bench.effects);
+        joined.unwrap().meter
+    };
+    let there = join(&mut bench, 1, &token(1, 1, 500));
+    there.charge_datagram(1, Role::Device, 1000).unwrap();
+    bench.table.set_global_limit(1, Some(1_000_000));
+    let newcomer = join(&mut bench, 2, &token(2, 2, 500));
+    // The burst of all together, and nothing that was charged before is left for anybody.
+    assert_eq!(newcomer.charge_stream(1, Role::Device, 1_000_000), Ok(100_000));
+    for meter in [&there, &newcomer] {
+        assert!(matches!(
+            meter.charge_datagram(1, Role::Device, 1000),
+            Err(Denied::ByteRate(_) | Denied::GlobalRate(_))
+        ));
+    }
+    bench.table.set_global_limit(1, None);
+    for meter in [&there, &newcomer] {
+        assert_eq!(meter.charge_stream(1, Role::Device, 5_000_000), Ok(5_000_000));
+    }
+    assert_eq!((there.bytes_used(), newcomer.bytes_used()), (5_001_000, 5_100_000));
 }
 
 #[test]
