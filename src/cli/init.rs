@@ -9,11 +9,12 @@ use rustls::pki_types::ServerName;
 
 use super::{
     Exit, Failure, OrFail as _, files, keygen, out,
+    running::ADMIN_SOCKET,
     state::{Given, State},
 };
 use crate::{
     clock::Clock,
-    config::{EXAMPLE, PublicAddr, Sources},
+    config::{EXAMPLE, MAX_SOCKET_BYTES, PublicAddr, Sources},
 };
 
 /// Make a folder with a configuration, keys and a certificate, ready for serve
@@ -56,6 +57,12 @@ impl Init {
             && (name.parse::<PublicAddr>().is_err() || ServerName::try_from(name).is_err())
         {
             let reason = format!("--name {name}: this must be a host name or an IP address, without a port");
+            return Err(Failure::new(Exit::Usage, reason));
+        }
+        let socket = self.folder.join("state").join(ADMIN_SOCKET);
+        if self.admin && socket.as_os_str().len() > MAX_SOCKET_BYTES {
+            let reason =
+                format!("--admin: {} is too long for a socket; choose a shorter DIR", socket.display());
             return Err(Failure::new(Exit::Usage, reason));
         }
         let cannot_make = format!("cannot make the folder {}", self.folder.display());
@@ -123,7 +130,7 @@ fn configuration_text(name: Option<&str>, open: bool, admin: bool) -> String {
             ("state_dir", _) => "state_dir = \"state\"".to_owned(),
             ("device_file", _) if !open => "device_file = \"devices.toml\"".to_owned(),
             ("self_certified", _) if open => "self_certified = true".to_owned(),
-            ("socket", _) if admin => "socket = \"state/admin.sock\"".to_owned(),
+            ("socket", _) if admin => format!("socket = \"state/{ADMIN_SOCKET}\""),
             // Those of other sections have a default, and stand without the sign.
             ("listen_addr", _) if admin && line.starts_with('#') => "listen_addr = \"127.0.0.1\"".to_owned(),
             ("server_name", Some(name)) => format!("server_name = {name:?}"),

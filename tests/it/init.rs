@@ -52,6 +52,12 @@ fn r8_init_writes_what_serve_needs_and_overwrites_nothing() {
     assert_eq!(again.exit, 73, "{again:?}");
     assert_eq!(modes(&folder.path().join("b")).len(), 1);
 
+    // A path that no socket can have is refused before anything is written.
+    let deep = folder.path().join("c".repeat(90));
+    let refused = run(&["init", deep.to_str().unwrap(), "--admin"]);
+    assert!(refused.exit == 2 && refused.stderr.contains("too long for a socket"), "{refused:?}");
+    assert!(!deep.exists());
+
     // The commands that it says come next work.
     let moved = tempfile::tempdir().unwrap();
     let said = run(&["init", moved.path().join("r").to_str().unwrap()]);
