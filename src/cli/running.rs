@@ -14,7 +14,7 @@ use super::{
     heeded::{admission, event_settings, guard_settings, live_limits},
     out,
     renewal::Renewal,
-    state::{self, Given, State},
+    state::{self, Given, Held, State},
     webhooks::Webhooks,
 };
 use crate::{
@@ -51,6 +51,8 @@ pub(super) struct Running {
     renewal: Option<Renewal>,
     /// Where it is written how clients find it.
     pub(super) descriptor_path: PathBuf,
+    /// The state directory, held to the end.
+    _held: Held,
 }
 
 impl Running {
@@ -76,6 +78,7 @@ impl Running {
         let given = Given { certificate: wanted.certificate, relay_id: wanted.relay_id };
         let now = i64::try_from(clock.unix_secs()).unwrap_or(i64::MAX);
         let mut state = State::open(state_dir, &wanted.server_name, now, given)?;
+        let held = state::hold(&state.folder)?;
         if !acme.domains.is_empty()
             && let Some(certificate) = state::acme_certificate(&state.folder, &acme.domains, now)
         {
@@ -227,6 +230,7 @@ impl Running {
             certificate,
             renewal,
             descriptor_path,
+            _held: held,
         })
     }
 

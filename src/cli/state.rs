@@ -12,15 +12,21 @@
 //! | `blocks.jsonl` | 0600 | the networks that administrators block, until when, and why |
 //! | `admin.tokens` | 0600 | the hashes of their tokens, unless the configuration has another file |
 //!
-//! Files appear whole or not at all, so that two starts at once agree on one key and one id.
+//! Files appear whole or not at all, so that two starts at once agree on one key and one id. A relay that runs holds the
+//! folder ([`hold`]), because of the files that it goes on writing.
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, File},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::ParsedCertificate,
@@ -85,6 +91,34 @@ impl State {
         };
         let pin = pin_of(&certificate)?;
         Ok(Self { folder, certificate, pin, relay_id })
+    }
+}
+
+/// A folder that no other relay may hold until this is dropped, or the process ends.
+#[derive(Debug)]
+pub(super) struct Held(#[expect(dead_code, reason = "its lock is what counts")] File);
+
+/// Keeps other relays out of a state directory: two would write one audit log and one list of blocks.
+///
+/// # Errors
+/// [`Exit::CantCreate`] when another relay holds it, or it cannot be opened.
+pub(super) fn hold(folder: &Path) -> Result<Held, Failure> {
+    let shown = folder.display();
+    let file =
+        File::open(folder).or_fail(Exit::CantCreate, format!("cannot open the state directory {shown}"))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(Failure::new(
+            Exit::CantCreate,
+            format!(
+                "another relay runs with the state directory {shown}; give this one its own, with --state-dir DIR or state_dir"
+            ),
+        )),
+        Err(error) => {
+            // As on some network file systems: no reason to do without a relay.
+            tracing::warn!(folder = %shown, %error, "cannot lock the state directory: let no other relay use it");
+            Ok(Held(file))
+        }
+        Ok(()) => Ok(Held(file)),
     }
 }
 

@@ -296,6 +296,32 @@ fn a_port_that_is_taken_is_said() {
     assert!(stderr.contains(ops_port), "{stderr}");
 }
 
+#[test]
+fn a_state_directory_is_one_relays() {
+    let mut relay = Relay::dev();
+    let folder = relay.folder.path().join("state");
+    let files = || {
+        let mut names: Vec<_> =
+            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = (files(), fs::read(relay.descriptor()).unwrap());
+    let mut serve = command(&["serve", "--dev", "--state-dir"]);
+    let output = serve.arg(&folder).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(73), "{stderr}");
+    assert!(stderr.contains("another relay runs") && stderr.contains("--state-dir"), "{stderr}");
+    assert_eq!((files(), fs::read(relay.descriptor()).unwrap()), before);
+    assert_eq!(relay.get("/ready").0, 200);
+    // Whatever ends it: what holds the folder is the process.
+    relay.process.signal("KILL");
+    relay.process.end();
+    let other =
+        Relay::start(&["serve", "--dev", "--state-dir", folder.to_str().unwrap()], TempDir::new().unwrap());
+    assert_eq!(other.get("/ready").0, 200);
+}
+
 /// Nobody reads what the relay logs: the pipe fills up, and the relay goes on.
 #[test]
 fn a_log_that_is_not_read_does_not_stop_the_relay() {
