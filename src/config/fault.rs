@@ -11,6 +11,8 @@ pub enum Place {
         file: Option<PathBuf>,
         /// From 1.
         line: usize,
+        /// From 1, in characters.
+        column: usize,
     },
     /// An environment variable.
     Variable(String),
@@ -21,8 +23,14 @@ pub enum Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Line { file: Some(file), line } => write!(f, "{}, line {line}", file.display()),
-            Self::Line { file: None, line } => write!(f, "line {line}"),
+            Self::Line { file, line, column } => {
+                if let Some(file) = file {
+                    write!(f, "{}, ", file.display())?;
+                }
+                write!(f, "line {line}")?;
+                // Most keys begin their line.
+                if *column > 1 { write!(f, ", column {column}") } else { Ok(()) }
+            }
             Self::Variable(name) => f.write_str(name),
             Self::Flag(flag) => f.write_str(flag),
         }
@@ -125,7 +133,7 @@ mod tests {
         };
         let variable = || Place::Variable("ZRC_RELAY_RELAY__REGION".into());
         for (example, place, wanted) in [
-            ("region = \"eu\"", Place::Line { file: None, line: 3 }, "region = \"eu\""),
+            ("region = \"eu\"", Place::Line { file: None, line: 3, column: 1 }, "region = \"eu\""),
             ("region = \"eu\"", variable(), "ZRC_RELAY_RELAY__REGION=eu"),
             ("region = [\"a\", \"b\"]", variable(), "ZRC_RELAY_RELAY__REGION='[\"a\", \"b\"]'"),
             ("region = 7", Place::Flag("--set"), "--set relay.region=7"),

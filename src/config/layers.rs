@@ -145,13 +145,17 @@ impl Layers {
     }
 }
 
-/// The line of each key of a text, of each table, and of each entry of a list.
+/// The place of each key of a text, of each table, and of each entry of a list.
 pub(super) fn lines(text: &str, file: Option<&Path>) -> Places {
     let Ok(table) = DeTable::parse(text) else { return Places::new() };
     let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
-    let place = |at: usize| Place::Line {
-        file: file.map(Path::to_owned),
-        line: ends.partition_point(|end| *end < at) + 1,
+    let place = |at: usize| {
+        let line = ends.partition_point(|end| *end < at);
+        let begin = line.checked_sub(1).and_then(|before| ends.get(before)).map_or(0, |end| end + 1);
+        let before = text.get(begin..at).unwrap_or_default().trim_start_matches('\u{feff}');
+        // A header begins with its bracket.
+        let before = if before.trim_start_matches('[').is_empty() { "" } else { before };
+        Place::Line { file: file.map(Path::to_owned), line: line + 1, column: before.chars().count() + 1 }
     };
     let mut places = Places::new();
     walk_table("", table.get_ref(), &place, &mut places);
@@ -444,7 +448,8 @@ mod tests {
 
     #[test]
     fn lines_are_those_of_an_editor() {
-        let places = lines("a = 1\n\n[b]\r\nc = [\n  1,\n  2]\n[[d]]\ne = { f = 1 }\n[[d]]\n", None);
+        let places =
+            lines("a = 1\n\n[b]\r\nc = [\n  1,\n  2]\n[[d]]\ne = { \"ä\" = 1, f = 1 }\n[[d]]\n", None);
         let found: Vec<_> = places.iter().map(|(path, place)| format!("{path} {place}")).collect();
         assert_eq!(
             found,
@@ -452,12 +457,13 @@ mod tests {
                 "a line 1",
                 "b line 3",
                 "b.c line 4",
-                "b.c[0] line 5",
-                "b.c[1] line 6",
+                "b.c[0] line 5, column 3",
+                "b.c[1] line 6, column 3",
                 "d line 7",
                 "d[0] line 7",
                 "d[0].e line 8",
-                "d[0].e.f line 8",
+                "d[0].e.f line 8, column 16",
+                "d[0].e.ä line 8, column 7",
                 "d[1] line 9"
             ]
         );
