@@ -303,6 +303,9 @@ impl Metrics {
         let build = IntGaugeVec::new(Opts::new("zrc_relay_build_info", "Always 1."), &["version", "commit"])?;
         r.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("ZRC_COMMIT")]).set(1);
+        // CPU, memory, file descriptors, threads and the time of the start, under the names that all programs use.
+        #[cfg(target_os = "linux")]
+        r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Self {
             connections_opened: counter(
                 r,

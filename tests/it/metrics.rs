@@ -203,6 +203,19 @@ fn r7_2_every_metric_is_moved_by_a_busy_relay_or_by_a_test_of_its_own() {
         assert!(values.len() > 5, "{live} stood still: {values:?}");
     }
     seen.extend(moved(&relay.get("/metrics").1));
+    // Those that every program has.
+    let (process, mut seen): (BTreeSet<_>, BTreeSet<_>) =
+        seen.into_iter().partition(|name| name.starts_with("process_"));
+    if cfg!(target_os = "linux") {
+        for metric in ["resident_memory_bytes", "virtual_memory_bytes", "open_fds", "max_fds", "threads"] {
+            assert!(process.contains(&format!("process_{metric}")), "{process:?}");
+        }
+        let (_, scrape) = relay.get("/metrics");
+        let started = scrape.lines().find_map(|line| line.strip_prefix("process_start_time_seconds "));
+        let age = Clock::start().unix_secs().checked_sub(started.unwrap().parse().unwrap()).unwrap();
+        assert!((1..600).contains(&age), "{started:?} is {age} s ago");
+        assert!(scrape.contains("\nprocess_cpu_seconds_total "), "{scrape}");
+    }
     let declared = declared();
     assert!(declared.len() > 40 && seen.is_subset(&declared), "{seen:?}");
     for (metric, path, test, words) in ELSEWHERE {
