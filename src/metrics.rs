@@ -5,6 +5,8 @@
 mod allocations;
 mod countries;
 mod guard;
+#[cfg(target_os = "linux")]
+mod process;
 mod security;
 mod striped;
 mod totals;
@@ -140,6 +142,8 @@ pub struct Metrics {
     allocations_ended: PerCode,
     /// Allocations now.
     pub allocations: IntGauge,
+    /// When the process started.
+    started: IntGauge,
     /// Allocations that there may be at once.
     pub max_allocations: IntGauge,
     /// Requests refused, by code.
@@ -303,9 +307,8 @@ impl Metrics {
         let build = IntGaugeVec::new(Opts::new("zrc_relay_build_info", "Always 1."), &["version", "commit"])?;
         r.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("ZRC_COMMIT")]).set(1);
-        // CPU, memory, file descriptors, threads and the time of the start, under the names that all programs use.
         #[cfg(target_os = "linux")]
-        r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        r.register(Box::new(process::Process::new()))?;
         Ok(Self {
             connections_opened: counter(
                 r,
@@ -344,6 +347,7 @@ impl Metrics {
                 "Allocations that are over, by close code.",
             )?,
             allocations: gauge(r, "zrc_relay_allocations", "Allocations now.")?,
+            started: gauge(r, "process_start_time_seconds", "When the process started, in Unix seconds.")?,
             max_allocations: gauge(
                 r,
                 "zrc_relay_max_allocations",
@@ -420,6 +424,11 @@ impl Metrics {
     /// Names the region that the relay stands in, so that several relays can be added up by it.
     pub fn set_region(&self, region: &str) {
         self.region.with_label_values(&[region]).set(1);
+    }
+
+    /// When the process started, in Unix seconds.
+    pub fn show_start(&self, unix_secs: u64) {
+        self.started.set(i64::try_from(unix_secs).unwrap_or(i64::MAX));
     }
 
     /// So many allocations there may be at once.

@@ -85,6 +85,7 @@ impl Running {
             (state.certificate, origin) = (certificate, Origin::Acme);
         }
         let metrics = Arc::new(Metrics::new().or_fail(Exit::Software, "cannot declare the metrics")?);
+        metrics.show_start(clock.unix_secs());
         show_countries(&metrics, ops.countries);
         if let Some(region) = &wanted.region {
             metrics.set_region(region);
