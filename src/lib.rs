@@ -71,7 +71,9 @@
 //! - An allocation is its [`Identity`](wire::Identity): signer, device, peer and allocation id together.
 //! - Bytes used are never reset: not by refresh, reconnect or re-creation. A full ledger refuses; it never forgets.
 //! - Only an address that has proven itself is counted, blocked for what it did, or reported. What forged packets can
-//!   bring about is a Retry or silence, for all alike, and never more than three bytes for one.
+//!   bring about is a Retry or silence, for all alike, and never more than three bytes for one. Whoever has a
+//!   connection and claims to have moved has that address sent one whole datagram, as quinn does it, and so at most 64
+//!   addresses in 10 s (`quic::moves`).
 //! - Every queue, buffer and wait is bounded, and the bound says why. What a client is to be told sits in slots
 //!   where the latest wins, so a client that does not read costs a few hundred bytes.
 //! - Who may have what can change while sessions run: it is judged under the table's mutex, for those who join as for

@@ -19,7 +19,7 @@ use prometheus::{
 
 use self::allocations::Distributions;
 pub use self::countries::{CountryMetrics, FromCountry};
-pub use self::guard::{GuardIgnored, GuardMetrics, GuardRefused};
+pub use self::guard::{GuardIgnored, GuardMetrics, GuardRefused, Withheld};
 pub use self::security::{SecurityKind, SecurityMetrics, WebhookOutcome};
 pub use self::striped::Counter;
 use self::striped::{Counters, Family};

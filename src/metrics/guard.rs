@@ -24,6 +24,15 @@ pub enum GuardIgnored {
     Malformed,
 }
 
+/// Why the relay did not send what it had to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Withheld {
+    /// It would have been more than three times what came from that address, which is not proven.
+    Unproven,
+    /// Its connection changes its address all the time.
+    Restless,
+}
+
 /// What the guard did.
 pub struct GuardMetrics {
     /// 0 normal, 1 Retry, 2 silence.
@@ -31,6 +40,7 @@ pub struct GuardMetrics {
     raised: [IntCounter; 2],
     refused: [IntCounter; 3],
     ignored: [IntCounter; 3],
+    withheld: [IntCounter; 2],
     /// Blocks that were pushed and have not ended.
     pub blocks: IntGauge,
     /// Sources that lost what was counted of them to others.
@@ -57,6 +67,12 @@ impl GuardMetrics {
             "Packets that would begin a connection and got no answer.",
             "reason",
         )?;
+        let withheld = family(
+            registry,
+            "zrc_relay_guard_withheld_datagrams_total",
+            "Datagrams of QUIC not sent, so that nobody is sent much more than came from there.",
+            "reason",
+        )?;
         Ok(Self {
             level: gauge(
                 registry,
@@ -67,6 +83,7 @@ impl GuardMetrics {
             refused: ["connection_rate", "allocation_rate", "blocked"]
                 .map(|reason| refused.with_label_values(&[reason])),
             ignored: ["blocked", "flood", "malformed"].map(|reason| ignored.with_label_values(&[reason])),
+            withheld: ["unproven", "restless"].map(|reason| withheld.with_label_values(&[reason])),
             blocks: gauge(
                 registry,
                 "zrc_relay_guard_blocks",
@@ -94,6 +111,13 @@ impl GuardMetrics {
         // In the order of the variants.
         if let Some(counter) = self.refused.get(reason as usize) {
             counter.inc();
+        }
+    }
+
+    /// So many datagrams were not sent.
+    pub fn withheld(&self, why: Withheld, datagrams: u64) {
+        if let Some(counter) = self.withheld.get(why as usize) {
+            counter.inc_by(datagrams);
         }
     }
 

@@ -57,7 +57,7 @@ use std::{
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
-use super::acks::MAX_ACK_DELAY;
+use super::{acks::MAX_ACK_DELAY, moves};
 
 /// What may be in flight before anything is known: a path of 10 ms at 50 Mbit/s is full.
 const INITIAL_WINDOW_BYTES: u64 = 64 * 1024;
@@ -157,6 +157,7 @@ impl RateBasedFactory {
 
 impl ControllerFactory for RateBasedFactory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        moves::path_began();
         let seed = self.next_seed.fetch_add(1, Relaxed);
         Box::new(RateBased::new(now, current_mtu, seed))
     }
@@ -621,6 +622,8 @@ impl Controller for RateBased {
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
+        // For a path that differs in its port alone.
+        moves::path_began();
         Box::new(self.clone())
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod acks;
 pub(crate) mod congestion;
+pub(crate) mod moves;
 pub(crate) mod mtu;
 pub(crate) mod runtime;
 #[cfg(test)]

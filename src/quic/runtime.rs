@@ -18,6 +18,8 @@ use pin_project_lite::pin_project;
 use quinn::{AsyncTimer, AsyncUdpSocket, TokioRuntime};
 use tokio::time::{Sleep, sleep_until};
 
+use super::moves::Driven;
+
 /// How much later than what is armed a deadline may be without arming it anew. The deadlines of loss are at least
 /// this far ahead, since [`MAX_ACK_DELAY`](super::acks::MAX_ACK_DELAY) is in them, so as long as packets
 /// come no timer fires early.
@@ -33,7 +35,7 @@ impl quinn::Runtime for Runtime {
     }
 
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        TokioRuntime.spawn(future);
+        tokio::spawn(Driven::new(future, now));
     }
 
     fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
@@ -41,8 +43,12 @@ impl quinn::Runtime for Runtime {
     }
 
     fn now(&self) -> Instant {
-        TokioRuntime.now()
+        now()
     }
+}
+
+fn now() -> Instant {
+    quinn::Runtime::now(&TokioRuntime)
 }
 
 pin_project! {

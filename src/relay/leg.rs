@@ -330,12 +330,15 @@ impl Leg {
         self.tell_usage() || throttled.is_some()
     }
 
-    /// Has the session close the connection. The first reason stands.
-    pub fn close(&self, code: CloseCode, message: impl Into<Arc<str>>) {
+    /// Has the session close the connection. The first reason stands; whether it is this one.
+    pub fn close(&self, code: CloseCode, message: impl Into<Arc<str>>) -> bool {
+        let mut is_first = false;
         self.tell(|outbox| {
+            is_first = outbox.close.is_none();
             outbox.close.get_or_insert(Close { code, message: message.into() });
         });
         self.close_decided.notify_one();
+        is_first
     }
 
     /// Waits until the connection is to be closed. Cancel-safe; for the session alone.

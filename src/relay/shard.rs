@@ -133,9 +133,8 @@ impl Shard {
             if let Err(turned) = may_stay {
                 turn_out(hub, leg, turned);
             }
-            if observed.challenges > MAX_CHALLENGES {
+            if observed.challenges > MAX_CHALLENGES && leg.close(CloseCode::RateLimited, RESTLESS) {
                 report_restless(hub, observed.challenges, Subject::NOBODY.on(leg.id).of(leg.handle));
-                leg.close(CloseCode::RateLimited, RESTLESS);
             }
             if observed.silent_for >= idle_timeout {
                 leg.close(CloseCode::Idle, "nothing was heard from this connection for the idle timeout");

@@ -39,8 +39,8 @@ use super::{
     steer::shard_of,
 };
 use crate::{
-    metrics::{DropReason, GuardIgnored},
-    quic::udp::Udp,
+    metrics::{DropReason, GuardIgnored, Withheld},
+    quic::{moves, udp::Udp},
     wire::{
         Role,
         channel::{self, HEADER_LEN, Packet, Tag},
@@ -54,6 +54,8 @@ const MAX_PACKETS: usize = 64;
 const MAX_STRAYS: usize = 256;
 /// Larger packets than any that this protocol has need not be kept for another shard.
 const MAX_STRAY_BYTES: usize = 2048;
+/// As large as a datagram at least that asks whether an address is its client's.
+const CHALLENGE_BYTES: usize = 1200;
 /// The largest UDP payload over IPv4, which a train must not exceed.
 const MAX_TRAIN_BYTES: usize = 65_507;
 
@@ -382,6 +384,11 @@ impl ShardSocket {
         }
     }
 
+    /// Counts datagrams that are not sent.
+    fn withhold(&self, why: Withheld, datagrams: usize) {
+        self.hub.metrics.guard.withheld(why, datagrams as u64);
+    }
+
     /// How many packets of this length can be sent at once.
     fn together(&self, stride: usize) -> usize {
         self.udp.max_send_segments().min(MAX_TRAIN_BYTES / stride).max(1)
@@ -530,14 +537,27 @@ impl AsyncUdpSocket for ShardSocket {
             Transmit { src_ip: transmit.src_ip.filter(|_| self.is_wildcard), ..transmit.clone() };
         if transmit.contents.first().is_some_and(|first| entry::is_long(*first)) {
             let (bytes, stride) = (transmit.contents.len(), transmit.segment_size);
-            let covered = self.hub.unproven.cover(transmit.destination, bytes, stride.unwrap_or(bytes));
+            let stride_bytes = stride.unwrap_or(bytes).max(1);
+            let covered = self.hub.unproven.cover(transmit.destination, bytes, stride_bytes);
+            if covered < bytes {
+                self.withhold(Withheld::Unproven, (bytes - covered).div_ceil(stride_bytes));
+            }
             transmit.contents = transmit.contents.get(..covered).unwrap_or_default();
             transmit.segment_size = stride.filter(|stride| *stride < covered);
             if covered == 0 {
                 return Ok(());
             }
         } else {
-            self.hub.unproven.sent(transmit.destination, transmit.contents.len());
+            let bytes = transmit.contents.len();
+            if bytes >= CHALLENGE_BYTES && moves::is_restless() {
+                // To quinn it is lost on the way. The sweep closes the connection, and that is smaller.
+                self.withhold(
+                    Withheld::Restless,
+                    bytes.div_ceil(transmit.segment_size.unwrap_or(bytes).max(1)),
+                );
+                return Ok(());
+            }
+            self.hub.unproven.sent(transmit.destination, bytes);
         }
         self.room.try_send(|| self.udp.send_or_lose(self.io.get_ref(), &transmit))
     }

@@ -65,6 +65,12 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
         "zrc_relay_guard_sources_forgotten_total",
     ),
     (
+        "zrc_relay_guard_withheld_datagrams_total",
+        "src/relay/tests/spoofing.rs",
+        "r6_3_addresses_that_a_connection_claims_get_few_datagrams_however_fast_it_changes_them",
+        "zrc_relay_guard_withheld_datagrams_total",
+    ),
+    (
         "zrc_relay_handshakes_failed_total",
         "src/relay/tests/hostile.rs",
         "other_protocols_are_refused_in_the_handshake",

@@ -15,6 +15,7 @@ mod raw;
 mod refusals;
 mod shards;
 mod shares;
+mod spoofing;
 mod stream_ends;
 mod tiers;
 

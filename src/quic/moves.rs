@@ -1,0 +1,179 @@
+//! How many paths a connection has begun lately, known in the moment when it answers on the next one.
+//!
+//! quinn answers the first packet from another address with a whole datagram, however small that packet was; RFC 9000,
+//! section 8.2.1, allows three times as much. Whoever has a connection's keys and writes others' addresses into its packets makes a
+//! reflector of that. quinn tells nobody, and to look at each connection takes turns. But it makes a congestion controller
+//! for each path, in the task that drives the connection, which then sends, all in one go. So that task carries a count
+//! ([`Driven`]), the making of controllers counts ([`path_began`]), and the socket asks ([`is_restless`]).
+
+use std::{
+    cell::Cell,
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+/// More paths than these within [`WINDOW`] come from no client that moves. A connection that has fewer, and is found when
+/// they are looked at, is closed for it; this is for what happens between two looks.
+pub(crate) const MAX_PATHS: u32 = 64;
+pub(crate) const WINDOW: Duration = Duration::from_secs(10);
+
+thread_local! {
+    /// Of the connection that is being driven on this thread.
+    static DRIVEN: Cell<Option<(Moves, Now)>> = const { Cell::new(None) };
+}
+
+/// Tells the time.
+type Now = fn() -> Instant;
+
+/// Paths begun since a moment.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moves {
+    paths: u32,
+    since: Option<Instant>,
+}
+
+impl Moves {
+    fn add(self, now: Instant) -> Self {
+        let fresh = Self { paths: 0, since: Some(now) };
+        let Self { paths, since } = if self.is_over(now) { fresh } else { self };
+        Self { paths: paths.saturating_add(1), since }
+    }
+
+    /// Whether its time has passed, or never begun.
+    fn is_over(self, now: Instant) -> bool {
+        self.since.is_none_or(|since| now.saturating_duration_since(since) >= WINDOW)
+    }
+
+    fn is_restless(self) -> bool {
+        self.paths > MAX_PATHS
+    }
+}
+
+/// A controller was made, for another path than the first if a connection is being driven. Costs nothing elsewhere.
+pub(super) fn path_began() {
+    if let Some((moves, now)) = DRIVEN.get() {
+        DRIVEN.set(Some((moves.add(now()), now)));
+    }
+}
+
+/// Whether what is being sent now is a connection's that begins too many paths. For sockets; a few nanoseconds.
+#[cfg(any(test, feature = "server"))]
+pub(crate) fn is_restless() -> bool {
+    DRIVEN.get().is_some_and(|(moves, _)| moves.is_restless())
+}
+
+/// A task that quinn spawned: one that drives a connection, or an endpoint.
+pub(super) struct Driven<F: ?Sized> {
+    task: Pin<Box<F>>,
+    moves: Moves,
+    now: Now,
+}
+
+impl<F: Future<Output = ()> + ?Sized> Driven<F> {
+    /// `now` is asked for the time when there is reason to.
+    pub(super) fn new(task: Pin<Box<F>>, now: Now) -> Self {
+        Self { task, moves: Moves::default(), now }
+    }
+}
+
+impl<F: Future<Output = ()> + ?Sized> Future for Driven<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.moves.is_restless() && self.moves.is_over((self.now)()) {
+            self.moves = Moves::default();
+        }
+        DRIVEN.set(Some((self.moves, self.now)));
+        // Also when it panics: whatever runs on this thread next is another one's.
+        let _leave = Leave;
+        let polled = self.task.as_mut().poll(cx);
+        if let Some((moves, _)) = DRIVEN.get() {
+            self.moves = moves;
+        }
+        polled
+    }
+}
+
+struct Leave;
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        DRIVEN.set(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Waker};
+
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn more_paths_than_a_client_has_that_moves_are_too_many_for_as_long_as_they_are_new() {
+        let start = tokio::time::Instant::now().into_std();
+        let mut moves = Moves::default();
+        for path in 0..MAX_PATHS {
+            moves = moves.add(start + ms(path.into()));
+            assert!(!moves.is_restless(), "{path}");
+        }
+        assert!(moves.add(start + WINDOW - ms(1)).is_restless());
+        assert!(!moves.add(start + WINDOW).is_restless());
+        // So may one that moves all the time, but not more often.
+        let mut moves = Moves::default();
+        for second in 0..1000 {
+            for _ in 0..6 {
+                moves = moves.add(start + ms(1000 * second));
+            }
+            assert!(!moves.is_restless(), "{second}");
+        }
+    }
+
+    /// Polls a task once that begins so many paths; says whether it was restless before and after.
+    fn poll(driven: &mut Driven<impl Future<Output = ()>>) -> bool {
+        let polled = Pin::new(driven).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        assert!(!is_restless(), "nothing is driven now");
+        polled
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_task_has_a_count_of_its_own_and_it_ends() {
+        fn now() -> Instant {
+            tokio::time::Instant::now().into_std()
+        }
+        let task = |paths: u32| {
+            let mut seen = Vec::new();
+            let task = Box::pin(poll_fn(move |_| {
+                seen.push(is_restless());
+                for _ in 0..paths {
+                    path_began();
+                }
+                seen.push(is_restless());
+                match seen.len() {
+                    2 | 4 => Poll::Pending,
+                    _ => {
+                        let many = paths > MAX_PATHS;
+                        assert_eq!(seen, [false, many, many, true, false, many], "{paths}");
+                        Poll::Ready(())
+                    }
+                }
+            }));
+            Driven::new(task, now)
+        };
+        path_began();
+        let (mut many, mut some) = (task(MAX_PATHS + 1), task(MAX_PATHS / 2 + 1));
+        for _ in 0..2 {
+            assert!(!poll(&mut many));
+            assert!(!poll(&mut some));
+        }
+        tokio::time::advance(WINDOW).await;
+        assert!(poll(&mut many) && poll(&mut some));
+        let mut panics = Driven::new(Box::pin(async { panic!("as a test asked for") }), now);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| poll(&mut panics)));
+        assert!(panicked.is_err() && DRIVEN.get().is_none());
+    }
+}
