@@ -133,7 +133,7 @@ mod tests {
         }
     }
 
-    /// Polls a task once that begins so many paths; says whether it was restless before and after.
+    /// Polls a task once; whether it has ended.
     fn poll(driven: &mut Driven<impl Future<Output = ()>>) -> bool {
         let polled = Pin::new(driven).poll(&mut Context::from_waker(Waker::noop())).is_ready();
         assert!(!is_restless(), "nothing is driven now");

@@ -83,8 +83,7 @@ fn forward(hub: &Hub, leg: &Leg, payload: Bytes) -> Result<(), DropReason> {
     if !other.has_room_for(bytes) {
         return Err(DropReason::BufferFull);
     }
-    let now_nanos = hub.clock.nanos();
-    leg.meter.charge_datagram(now_nanos, leg.role, bytes).map_err(drop_reason)?;
+    leg.meter.charge_datagram(hub.clock.nanos(), leg.role, bytes).map_err(drop_reason)?;
     if let Err(error) = other.connection.send_datagram(detached(payload)) {
         leg.meter.refund_datagram(leg.role, bytes);
         return Err(match error {
@@ -96,7 +95,7 @@ fn forward(hub: &Hub, leg: &Leg, payload: Bytes) -> Result<(), DropReason> {
     let forwarded = hub.metrics.forwarded(leg.role);
     forwarded.datagrams.inc();
     forwarded.datagram_bytes.inc_by(bytes as u64);
-    if let Some(read_nanos) = hub.reads.sampled(leg.shard, now_nanos) {
+    if let Some(read_nanos) = hub.reads.measured(leg.shard) {
         latency::observe(&hub.metrics, false, read_nanos, hub.clock.nanos());
     }
     Ok(())

@@ -598,7 +598,7 @@ impl AsyncUdpSocket for ShardSocket {
             // A panic here would poison the endpoint's lock, and quinn would then abort the process.
             match catch_unwind(AssertUnwindSafe(|| self.sort(bufs, meta))) {
                 Ok(true) => {
-                    self.hub.reads.note(self.shard, self.hub.clock.nanos());
+                    self.hub.reads.note(self.shard, || self.hub.clock.nanos());
                     return Poll::Ready(Ok(received));
                 }
                 Ok(false) => {}

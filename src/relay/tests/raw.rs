@@ -77,17 +77,13 @@ impl AsyncUdpSocket for Split {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         loop {
-            let mut buffer = tokio::io::ReadBuf::new(&mut bufs[0]);
-            let from = ready!(self.io.poll_recv_from(cx, &mut buffer))?;
-            let packet = buffer.filled();
-            if channel::is_not_quic(packet[0]) {
-                self.beside.lock().unwrap().push_back(packet.to_vec());
-                self.arrived.notify_one();
-                continue;
+            ready!(receive(&self.io, cx, bufs, meta))?;
+            let packet = &bufs[0][..meta[0].len];
+            if !channel::is_not_quic(packet[0]) {
+                return Poll::Ready(Ok(1));
             }
-            meta[0] =
-                RecvMeta { addr: from, len: packet.len(), stride: packet.len(), ecn: None, dst_ip: None };
-            return Poll::Ready(Ok(1));
+            self.beside.lock().unwrap().push_back(packet.to_vec());
+            self.arrived.notify_one();
         }
     }
 
@@ -96,8 +92,23 @@ impl AsyncUdpSocket for Split {
     }
 }
 
+/// Receives one datagram, into the first buffer.
+pub(super) fn receive(
+    io: &UdpSocket,
+    cx: &mut Context<'_>,
+    bufs: &mut [IoSliceMut<'_>],
+    meta: &mut [RecvMeta],
+) -> Poll<io::Result<()>> {
+    let mut buffer = tokio::io::ReadBuf::new(&mut bufs[0]);
+    let addr = ready!(io.poll_recv_from(cx, &mut buffer))?;
+    let len = buffer.filled().len();
+    meta[0] = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
+    Poll::Ready(Ok(()))
+}
+
+/// There is always room.
 #[derive(Debug)]
-struct Always;
+pub(super) struct Always;
 
 impl UdpPoller for Always {
     fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -13,7 +13,10 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-use super::*;
+use super::{
+    raw::{Always, receive},
+    *,
+};
 use crate::quic::moves::MAX_PATHS;
 
 /// A socket that in time sends each datagram from another address, whose owner never says anything.
@@ -67,24 +70,12 @@ impl AsyncUdpSocket for Spoofing {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let mut buffer = tokio::io::ReadBuf::new(&mut bufs[0]);
-        let from = ready!(self.io.poll_recv_from(cx, &mut buffer))?;
-        let len = buffer.filled().len();
-        meta[0] = RecvMeta { addr: from, len, stride: len, ecn: None, dst_ip: None };
+        ready!(receive(&self.io, cx, bufs, meta))?;
         Poll::Ready(Ok(1))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.io.local_addr()
-    }
-}
-
-#[derive(Debug)]
-struct Always;
-
-impl UdpPoller for Always {
-    fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }
 
