@@ -124,7 +124,7 @@ impl Registered {
     /// unfinished order behind, and perhaps a record in the DNS.
     ///
     /// # Errors
-    /// [`AcmeError`]; nothing that solving needed is left behind.
+    /// [`AcmeError`]; what solving needed is taken away again, as far as the hook does it.
     pub async fn obtain(
         &self,
         names: &[String],
@@ -139,6 +139,7 @@ impl Registered {
             })
             .collect();
         let mut order = self.0.new_order(&NewOrder::new(&identifiers)).await?;
+        solver.begin();
         let mut answers = Vec::new();
         let solved = solve(&mut order, solver, &mut answers).await;
         for answer in answers {
@@ -171,7 +172,7 @@ async fn solve(
         let Some(challenge) = authorization.challenge(kind.clone()) else {
             return Err(AcmeError::NoSuchChallenge { name, kind: solver.kind() });
         };
-        answers.push(solver.put_up(&name, &challenge.token, &challenge.key_authorization()).await?);
+        solver.put_up(&name, &challenge.token, &challenge.key_authorization(), answers).await?;
     }
     if !answers.is_empty() {
         solver.settle().await;

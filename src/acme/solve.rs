@@ -95,25 +95,47 @@ impl Solver {
         }
     }
 
+    /// Nothing of an attempt that was dropped halfway is answered any more.
+    pub(super) fn begin(&self) {
+        if let Self::Http(answers) = self {
+            answers.lock().clear();
+        }
+    }
+
+    /// Adds to `answers` what is to be withdrawn, before it is put up: a hook that fails may have done a part.
     pub(super) async fn put_up(
         &self,
         name: &str,
         token: &str,
         authorization: &KeyAuthorization,
-    ) -> Result<Answer, AcmeError> {
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), AcmeError> {
         let value = match self {
-            Self::Http(answers) => {
-                answers.lock().insert(token.to_owned(), authorization.as_str().to_owned());
-                String::new()
+            Self::Http(_) => authorization.as_str().to_owned(),
+            Self::Dns(_) => authorization.dns_value(),
+        };
+        answers.push(Answer { name: name.to_owned(), token: token.to_owned(), value: value.clone() });
+        match self {
+            Self::Http(up) => {
+                up.lock().insert(token.to_owned(), value);
+                Ok(())
             }
             Self::Dns(hook) => {
-                let value = authorization.dns_value();
                 let done = hook.run("present", name, &value).await;
-                done.map_err(|source| AcmeError::Hook { name: name.to_owned(), source })?;
-                value
+                done.map_err(|source| AcmeError::Hook { name: name.to_owned(), source })
             }
-        };
-        Ok(Answer { name: name.to_owned(), token: token.to_owned(), value })
+        }
+    }
+
+    /// For all that is not the authority's part, at most.
+    pub fn most_time(&self, names: usize) -> Duration {
+        match self {
+            Self::Http(_) => Duration::ZERO,
+            Self::Dns(hook) => {
+                let runs = u32::try_from(2 * names).unwrap_or(u32::MAX);
+                hook.wait.saturating_add(HOOK_TIMEOUT.saturating_mul(runs))
+            }
+        }
     }
 
     /// Waits until everybody can see what was put up.

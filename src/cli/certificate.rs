@@ -163,7 +163,7 @@ impl Shown {
             ..self.descriptor.load().as_ref().clone()
         };
         self.descriptor.store(Arc::new(descriptor.clone()));
-        state::write_descriptor(&self.state_folder, &descriptor)?;
+        let written = state::write_descriptor(&self.state_folder, &descriptor);
         tracing::info!(
             origin = origin.name(),
             %pin,
@@ -172,6 +172,14 @@ impl Shown {
             "new connections are shown another certificate"
         );
         self.tell();
+        // It is in force all the same.
+        if let Err(Failure { error, .. }) = written {
+            let error = format!("{error:#}");
+            tracing::error!(
+                error,
+                "relay.json still tells of the last certificate: mend that, and start the relay anew"
+            );
+        }
         Ok(())
     }
 

@@ -75,8 +75,7 @@ impl Init {
             return Err(Failure::new(Exit::CantCreate, reason));
         }
         let keys = [keygen::random_key()?, keygen::random_key()?];
-        let [device_id, peer_id] = [0, 1].map(|n| keys.get(n).map(|key| hex::encode(key.verifying_key())));
-        let (device_id, peer_id) = (device_id.unwrap_or_default(), peer_id.unwrap_or_default());
+        let [device_id, peer_id] = keys.each_ref().map(|key| hex::encode(key.verifying_key()));
         let devices = format!(
             "# Who may use the relay: a section for each device. The relay reads this file again when it changes.\n\
              [[device]]\nid = \"{device_id}\"\nkey = \"{device_id}\"\nname = \"device.key\"\n"
@@ -92,18 +91,18 @@ impl Init {
         let now = i64::try_from(Clock::start().unix_secs()).unwrap_or(i64::MAX);
         let state = State::open(config.state_dir, &config.relay.server_name, now, Given::default())?;
 
-        let shown = configuration.display();
-        out::data(&shown)?;
+        out::data(configuration.display())?;
+        let shown = out::quoted(&configuration);
         out::say(format_args!("relay id {}, pin {}", state.relay_id, state.pin));
         out::say(format_args!("device id {device_id}\npeer id {peer_id}"));
-        let folder = self.folder.display();
+        let [device, relay] = ["device.key", "state/relay.json"].map(|name| out::quoted(&file(name)));
         out::say(format_args!("next:"));
         if self.admin {
             out::say(format_args!("  zrc-relay admin token new --name me --role full --config {shown}"));
         }
         out::say(format_args!("  zrc-relay serve --config {shown}"));
         out::say(format_args!(
-            "  zrc-relay token mint --device-key {folder}/device.key --peer-id {peer_id} --relay {folder}/state/relay.json --ttl 1h"
+            "  zrc-relay token mint --device-key {device} --peer-id {peer_id} --relay {relay} --ttl 1h"
         ));
         Ok(Exit::Ok)
     }

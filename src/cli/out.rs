@@ -3,6 +3,7 @@
 use std::{
     fmt::Display,
     io::{self, Write as _},
+    path::Path,
 };
 
 use serde::Serialize;
@@ -34,4 +35,24 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
 /// Tells people something. Nobody listening is no failure.
 pub fn say(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// A path as a shell reads it back.
+pub fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_');
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_where_they_must() {
+        for (path, shown) in [("/a/b-c_d.pem", "/a/b-c_d.pem"), ("/a b", "'/a b'"), ("/it's", r"'/it'\''s'")]
+        {
+            assert_eq!(quoted(Path::new(path)), shown);
+        }
+    }
 }

@@ -562,9 +562,9 @@ async fn both_ways(device: &Session, peer: &Session) -> Result<(), Failure> {
 /// Commands that work as they stand, in another terminal.
 fn next_steps(running: &Running, keys: &Keys) -> String {
     let program = std::env::current_exe().unwrap_or_else(|_| "zrc-relay".into());
-    let program = quoted(&program);
-    let relay = quoted(&running.descriptor_path);
-    let (device_pem, peer_pem) = (quoted(&keys.device_path), quoted(&keys.peer_path));
+    let program = out::quoted(&program);
+    let relay = out::quoted(&running.descriptor_path);
+    let (device_pem, peer_pem) = (out::quoted(&keys.device_path), out::quoted(&keys.peer_path));
     let device_id = keys.pair.device_id;
     let peer_id = hex::encode(keys.pair.peer.verifying_key().as_bytes());
     let relay_id = running.descriptor().relay_id;
@@ -589,24 +589,9 @@ The relay stays up until Ctrl-C. In another terminal:
     )
 }
 
-/// A path as a shell reads it back.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_');
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_are_quoted_where_they_must() {
-        for (path, shown) in [("/a/b-c_d.pem", "/a/b-c_d.pem"), ("/a b", "'/a b'"), ("/it's", r"'/it'\''s'")]
-        {
-            assert_eq!(quoted(Path::new(path)), shown);
-        }
-    }
 
     #[test]
     fn an_altered_datagram_is_noticed() {

@@ -21,7 +21,7 @@ use crate::{
     ops::ChallengeServer,
 };
 
-/// For one certificate, from the first request to the last.
+/// For the authority's part of one certificate, from the first request to the last.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// After a failure; four times as long after each further one. Authorities allow a handful in an hour.
 const FIRST_RETRY: Duration = Duration::from_secs(30);
@@ -87,7 +87,8 @@ impl Worker {
                 );
                 self.wait_until(due).await;
             }
-            let attempt = timeout(ATTEMPT_TIMEOUT, self.obtain());
+            let limit = ATTEMPT_TIMEOUT.saturating_add(self.solver().most_time(self.wanted.domains.len()));
+            let attempt = timeout(limit, self.obtain());
             let obtained = attempt.await.unwrap_or_else(|_| {
                 Err(Failure::new(Exit::Unavailable, "the authority has not finished in time"))
             });
@@ -134,15 +135,10 @@ impl Worker {
         let authority =
             Authority { directory: directory.clone(), contact: contact.clone(), roots: roots.clone() };
         let account = self.account(&authority).await?;
-        let (solver, server) = match challenge {
-            Challenge::Dns { hook, wait } => (Solver::Dns(Hook { command: hook.clone(), wait: *wait }), None),
-            Challenge::Http { listen } => {
-                let server = match listen {
-                    Some(listen) => Some(self.listen(*listen).await?),
-                    None => None,
-                };
-                (Solver::Http(self.answers.clone()), server)
-            }
+        let solver = self.solver();
+        let server = match challenge {
+            Challenge::Http { listen: Some(listen) } => Some(self.listen(*listen).await?),
+            Challenge::Http { listen: None } | Challenge::Dns { .. } => None,
         };
         let mut chain = account.obtain(domains, &solver, &request).await;
         if matches!(chain, Err(AcmeError::NoSuchAccount)) {
@@ -160,6 +156,14 @@ impl Worker {
         files::replace(&path, chain.as_bytes(), files::PUBLIC)
             .or_fail(Exit::CantCreate, format!("cannot write {}", path.display()))?;
         Ok(certificate)
+    }
+
+    /// How challenges are answered.
+    fn solver(&self) -> Solver {
+        match &self.wanted.challenge {
+            Challenge::Dns { hook, wait } => Solver::Dns(Hook { command: hook.clone(), wait: *wait }),
+            Challenge::Http { .. } => Solver::Http(self.answers.clone()),
+        }
     }
 
     async fn account(&self, authority: &Authority) -> Result<Registered, Failure> {

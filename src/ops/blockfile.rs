@@ -171,7 +171,6 @@ impl BlockFile {
             return self.set_aside(&faults.join("; "));
         }
         let mut journal = self.journal();
-        (journal.lines, journal.due) = (lines, 2 * live + SPARE_LINES);
         if lines != live
             && let Err(error) = self.write_anew(&mut journal)
         {
@@ -191,7 +190,7 @@ impl BlockFile {
             "the file of blocks has faults; what can be read of it is in force"
         );
         if let Err(error) = kept {
-            tracing::error!(%error, "it cannot be set aside: blocks that are pushed now are not kept");
+            tracing::error!(%error, "it cannot be set aside: the next change of a block overwrites it");
             return;
         }
         if let Err(error) = self.write_anew(&mut self.journal()) {

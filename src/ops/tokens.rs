@@ -141,6 +141,8 @@ struct Read {
     entries: Arc<[Entry]>,
     /// What has changed since somebody asked, for people.
     changes: Vec<String>,
+    /// Those beyond [`MAX_CHANGES`].
+    more_changes: usize,
 }
 
 impl Tokens {
@@ -154,8 +156,18 @@ impl Tokens {
 
     /// How the tokens have changed since the last call or the start, as `ann (full) is new`; `None` when they have not.
     pub fn take_changes(&self) -> Option<String> {
-        let changes = std::mem::take(&mut self.lock().changes);
-        (!changes.is_empty()).then(|| changes.join(", "))
+        let mut read = self.lock();
+        let changes = std::mem::take(&mut read.changes);
+        let more = match std::mem::take(&mut read.more_changes) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        (!changes.is_empty()).then(|| changes.join(", ") + &more)
+    }
+
+    /// What was taken could not be written down: whoever asks next is told again.
+    pub fn put_back(&self, changes: String) {
+        self.lock().changes.insert(0, changes);
     }
 
     /// Whose token this is, if anybody's. Takes as long for a wrong one as for a right one.
@@ -192,9 +204,11 @@ impl Tokens {
                     Arc::default()
                 }
             };
-            let changes = changes(&read.entries, &entries);
+            let mut changes = changes(&read.entries, &entries);
+            let room = MAX_CHANGES.saturating_sub(read.changes.len());
+            read.more_changes += changes.len().saturating_sub(room);
+            changes.truncate(room);
             read.changes.extend(changes);
-            read.changes.truncate(MAX_CHANGES);
             read.entries = entries;
         }
         read.entries.clone()
@@ -259,6 +273,27 @@ mod tests {
         assert_eq!(Tokens::new(path.clone()).take_changes(), None, "those of the start are no change");
         fs::write(&path, format!("{other}\nbob full sha256:00 now\n")).unwrap();
         assert_eq!(tokens.count(), 0, "nobody comes by a file with a fault");
+    }
+
+    #[test]
+    fn r10_changes_that_are_many_or_could_not_be_written_down_are_not_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.tokens");
+        let tokens = Tokens::new(path.clone());
+        let line = |n: usize| format!("t{n} full sha256:{} now\n", hex::encode([n as u8; 32]));
+        fs::write(&path, (0..MAX_CHANGES + 3).map(line).collect::<String>()).unwrap();
+        tokens.find("");
+        let told = tokens.take_changes().unwrap();
+        assert!(
+            told.starts_with("t0 (full) is new, ") && told.ends_with("t15 (full) is new and 3 more"),
+            "{told}"
+        );
+        tokens.put_back(told.clone());
+        fs::write(&path, line(0)).unwrap();
+        tokens.find("");
+        let again = tokens.take_changes().unwrap();
+        assert!(again.starts_with(&told) && again.contains("t1 (full) is over"), "{again}");
+        assert_eq!(tokens.take_changes(), None);
     }
 
     #[test]

@@ -224,9 +224,12 @@ async fn r10_a_drain_is_waited_for_until_nobody_is_left() {
         tokio::task::spawn_blocking(move || child.wait().unwrap())
     };
     let waiting = wait("1h");
-    while relay.relay.get("/ready").0 == 200 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let unready = async {
+        while relay.relay.get("/ready").0 == 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, unready).await.unwrap();
     device.release().await.unwrap();
     other.send_datagram("who is there has all the time until then".into()).unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -240,6 +243,19 @@ async fn r10_a_drain_is_waited_for_until_nobody_is_left() {
     let waiting = wait("1s");
     assert!(timeout(PATIENCE, waiting).await.unwrap().unwrap().success());
     assert_eq!(relay.json(&["stats"])["allocations"]["ended"]["DRAINING"], 1);
+    // A script that takes the machine away afterwards must not, when somebody has thought better of it.
+    assert_eq!(relay.admin(&["drain", "--undo"]).0, 0);
+    let (_device, _peer) = timeout(PATIENCE, relay.pair()).await.unwrap();
+    let waiting = wait("1h");
+    timeout(PATIENCE, async {
+        while relay.relay.get("/ready").0 == 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(relay.admin(&["drain", "--undo"]).0, 0);
+    assert_eq!(timeout(PATIENCE, waiting).await.unwrap().unwrap().code(), Some(1));
 }
 
 #[test]

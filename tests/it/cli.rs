@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_zrc-relay");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_zrc-relay");
 const RELAY_ID: &str = "000102030405060708090a0b0c0d0e0f";
 const RELAY: [&str; 4] = ["--relay", "127.0.0.1:4433", "--relay-id", RELAY_ID];
 

@@ -1,8 +1,11 @@
 //! `init`: what it writes is what `check-config` and `serve` take.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
-use crate::{cli::run, cli_serve::Relay};
+use crate::{
+    cli::{BINARY, run},
+    cli_serve::Relay,
+};
 
 fn modes(folder: &Path) -> Vec<(String, u32)> {
     let mut found: Vec<_> = fs::read_dir(folder)
@@ -19,7 +22,7 @@ fn modes(folder: &Path) -> Vec<(String, u32)> {
 #[test]
 fn r8_init_writes_what_serve_needs_and_overwrites_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let dir = folder.path().join("a/relay");
+    let dir = folder.path().join("a/it's a relay");
     let path = dir.to_str().unwrap();
     let ran = run(&["init", path, "--name", "localhost"]);
     assert_eq!(ran.exit, 0, "{ran:?}");
@@ -60,16 +63,17 @@ fn r8_init_writes_what_serve_needs_and_overwrites_nothing() {
 
     // The commands that it says come next work.
     let moved = tempfile::tempdir().unwrap();
-    let said = run(&["init", moved.path().join("r").to_str().unwrap()]);
+    let said = run(&["init", moved.path().join("it's r").to_str().unwrap()]);
     let config = said.stdout.trim_end().to_owned();
     let relay = Relay::start(
         &["serve", "--config", &config, "--set", "relay.listen_port=0", "--set", "ops.listen_port=0"],
         moved,
     );
     let mint = said.stderr.lines().find(|line| line.contains("token mint")).unwrap();
-    let args: Vec<_> = mint.split_whitespace().skip(1).collect();
-    let token = run(&args);
-    assert_eq!((token.exit, token.stdout.trim_end().len()), (0, 240), "{token:?}");
+    // As a shell reads it.
+    let programs = Path::new(BINARY).parent().unwrap();
+    let token = Command::new("/bin/sh").args(["-c", mint.trim()]).env("PATH", programs).output().unwrap();
+    assert_eq!((token.status.code(), token.stdout.trim_ascii_end().len()), (Some(0), 240), "{token:?}");
     drop(relay);
 }
 

@@ -22,6 +22,8 @@ use super::{
 const DEFAULT_SOCKET: &str = "/run/zrc-relay/admin.sock";
 /// For all but streams of events.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// A stream of events says something every 15 s; after three times that its relay is gone.
+const SILENCE: Duration = Duration::from_secs(45);
 /// Of an answer that is read as a whole: a list of a thousand.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
 
@@ -57,8 +59,11 @@ impl Reach {
     /// # Errors
     /// [`Exit::Usage`], or [`Exit::NoInput`] and [`Exit::Data`] for the files.
     pub(in crate::cli) fn client(&self) -> Result<Client, Failure> {
-        let builder =
-            reqwest::Client::builder().redirect(redirect::Policy::none()).no_proxy().connect_timeout(TIMEOUT);
+        let builder = reqwest::Client::builder()
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(TIMEOUT)
+            .read_timeout(SILENCE);
         let builder = builder.tls_backend_preconfigured(tls(self.ca.as_deref())?);
         let (socket, url) = self.chosen()?;
         let Some(url) = &url else {

@@ -63,7 +63,8 @@ pub(super) async fn check(State(app): State<App>, mut request: Request, next: Ne
             let was_given = token.is_some();
             if let Some(changes) = app.handles.tokens.take_changes() {
                 let relay = Caller { actor: Actor::relay() };
-                if let Err(refused) = app.record(&relay, "tokens", changes, "noted").await {
+                if let Err(refused) = app.record(&relay, "tokens", changes.clone(), "noted").await {
+                    app.handles.tokens.put_back(changes);
                     return refused.into_response();
                 }
             }
