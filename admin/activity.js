@@ -22,9 +22,7 @@ let drawing = null;
 export function begin(it) {
   session = it;
   at("events-pause").addEventListener("click", () => {
-    paused = !paused;
-    at("events-pause").setAttribute("aria-pressed", String(paused));
-    write(at("events-pause"), paused ? "Go on" : "Pause");
+    pause(!paused);
     draw();
   });
   at("events-clear").addEventListener("click", () => {
@@ -69,10 +67,18 @@ export async function update() {
 export function forget() {
   events = [];
   auditAtMs = -Infinity;
+  pause(false);
   draw(true);
   at("audit").replaceChildren();
+  write(at("audit-shown"), "");
   write(at("audit-empty"), "Asking …");
   at("audit-empty").hidden = false;
+}
+
+function pause(on) {
+  paused = on;
+  at("events-pause").setAttribute("aria-pressed", String(on));
+  write(at("events-pause"), on ? "Go on" : "Pause");
 }
 
 function draw(anyway = false) {

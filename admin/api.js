@@ -37,7 +37,7 @@ export function failure(path, status, detail, retryAfter) {
 }
 
 /** As people begin and end one. */
-export function sentence(text) {
+function sentence(text) {
   const end = /[.!?]$/.test(text) ? "" : ".";
   return text.charAt(0).toUpperCase() + text.slice(1) + end;
 }

@@ -58,7 +58,11 @@ export function forget() {
   most = PAGE;
   for (const id of ["blocks", "security"]) at(id).replaceChildren();
   at("block").reset();
+  at("level").className = "badge";
   write(at("level"), "–");
+  write(at("level-says"), "\u00a0");
+  at("block-said").hidden = true;
+  write(at("block-said"), "");
   write(at("blocks-shown"), "");
   write(at("blocks-empty"), "Asking …");
   at("blocks-empty").hidden = false;

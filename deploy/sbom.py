@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Writes what zrc-relay is made of as CycloneDX 1.6, for one target and its features: every crate that is compiled in
-or builds what is, with version, licence, origin and checksum, and which needs which.
+or builds what is, with version, licence, origin and checksum, and which needs which; and uPlot, which is embedded.
 
     python3 deploy/sbom.py > zrc-relay.cdx.json
     python3 deploy/sbom.py --target x86_64-unknown-linux-musl --features otel
 
-Reads Cargo.lock and what cargo says of it; the same sources give the same file, but for the time
+Reads Cargo.lock and what cargo says of it, and uPlot's file; the same sources give the same file, but for the time
 (SOURCE_DATE_EPOCH)."""
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import pathlib
@@ -22,12 +23,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 REGISTRY = "registry+https://github.com/rust-lang/crates.io-index"
 
 
-class Package:
-    """One version of one crate, and what it needs."""
+UPLOT = ROOT / "admin/uPlot.esm.js"
 
-    def __init__(self, name: str, version: str, licence: str, repository: str):
+
+class Package:
+    """One version of one crate, or of another kind of package, and what it needs."""
+
+    def __init__(self, name: str, version: str, licence: str, repository: str, kind: str = "cargo"):
         self.name, self.version, self.licence, self.repository = name, version, licence, repository
-        self.ref = f"pkg:cargo/{name}@{version}"
+        self.ref = f"pkg:{kind}/{name}@{version}"
         self.needs: set[str] = set()
 
 
@@ -52,6 +56,13 @@ def graph(target: str, features: str) -> tuple[Package, dict[str, Package]]:
             above[-1].needs.add(package.ref)
         above.append(package)
     return next(iter(found.values())), found
+
+
+def uplot() -> tuple[Package, str]:
+    """What draws the dashboard's plots, as its file says, and the file's checksum. Cargo does not know of it."""
+    text = UPLOT.read_bytes()
+    repository, version = re.search(r"(https://\S+/uPlot) \(v([\d.]+)\)", text.decode()).groups()
+    return Package("uplot", version, "MIT", repository, "npm"), hashlib.sha256(text).hexdigest()
 
 
 def licence(expression: str) -> list[dict]:
@@ -81,6 +92,10 @@ def main() -> None:
     root, packages = graph(args.target, args.features)
     lock = tomllib.loads((ROOT / "Cargo.lock").read_text())
     checksums = {(p["name"], p["version"]): p["checksum"] for p in lock["package"] if p.get("source") == REGISTRY}
+    embedded, checksum = uplot()
+    packages[embedded.ref] = embedded
+    checksums[embedded.name, embedded.version] = checksum
+    root.needs.add(embedded.ref)
     order = [component(packages[ref], checksums) for ref in sorted(packages) if ref != root.ref]
     main_component = component(root, checksums) | {"type": "application"}
     identity = json.dumps([main_component, order, args.target, args.features], sort_keys=True)

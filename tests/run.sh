@@ -138,18 +138,19 @@ step_dashboard() {
     npm_package axe-core "$AXE_VERSION" "$DASHBOARD" "$DASHBOARD/venv"
     cargo build --locked --bin zrc-relay
     rm -rf "$DASHBOARD/pictures"
-    ZRC_BIN="$TARGET/debug/zrc-relay" limited 10m "$DASHBOARD/venv/bin/python" -m pytest tests/browser
+    ZRC_CHROMIUM="${ZRC_CHROMIUM:-$(command -v chromium)}" ZRC_BIN="$TARGET/debug/zrc-relay" \
+        limited 10m "$DASHBOARD/venv/bin/python" -m pytest tests/browser
     [[ -s $DASHBOARD/pictures/real-overview-dark.png ]] || fail "the tests have taken no pictures"
 }
 
 step_ops() {
-    local tools=$TARGET/ban-tools venv=$TARGET/venv-api
+    local tools=$TARGET/ban-tools watching=$TARGET/deploy-tools venv=$TARGET/venv-api
     python_packages tests/ops/requirements.txt "$venv"
     debian_tree slowhttptest "$tools"
-    debian_tree prometheus "$tools"
+    debian_tree prometheus "$watching"
     cargo build --locked --bin zrc-relay
     limited 10m python3 tests/ops/check.py "$TARGET/debug/zrc-relay" "$venv/bin/schemathesis" \
-        "$tools/slowhttptest/usr/bin/slowhttptest" "$tools/prometheus/usr/bin/promtool"
+        "$tools/slowhttptest/usr/bin/slowhttptest" "$watching/prometheus/usr/bin/promtool"
 }
 
 step_bans() {

@@ -30,9 +30,12 @@ mkdir -p target/package
 "$program" completions zsh >target/package/_zrc-relay
 "$program" completions fish >target/package/zrc-relay.fish
 # What Debian's tools read: its licences, and what has changed.
-cat LICENSE-MIT - >target/package/copyright <<END
+cat LICENSE-MIT - admin/uPlot.LICENSE >target/package/copyright <<END
 
 Or, at your choice, the Apache License, Version 2.0: /usr/share/common-licenses/Apache-2.0.
+
+The program has uPlot in it, which draws the dashboard's plots, under this licence:
+
 END
 gzip --best --no-name --stdout CHANGELOG.md >target/package/changelog.gz
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)

@@ -153,10 +153,18 @@ def test_the_token_is_kept_in_the_tab_alone_and_only_until_signing_out(stub, vis
 def test_nothing_of_the_relay_stays_in_the_page_after_signing_out(stub, visits):
     page = signed_in(visits(stub.url), stub.url)
     chosen = stub.allocations[3]
-    for view in ("Overview", "Guard", "Activity", "Allocations"):
+    # What each view has when it has its answers.
+    filled = {
+        "Overview": ["#checks li", "#facts dd", "#refused tr", "#plot-drops .legend li"],
+        "Guard": ["#blocks tr", "#security tr"],
+        "Activity": ["#events li", "#audit tr"],
+        "Allocations": ["#rows tr"],
+    }
+    for view, parts in filled.items():
         page.get_by_role("link", name=view).click()
         expect(page.locator(f"#{view.lower()}")).to_be_visible()
-        page.wait_for_timeout(1200)
+        for part in parts:
+            expect(page.locator(part)).not_to_have_count(0)
     page.locator("#find-text").fill(chosen["id"][:12])
     rows(page).first.get_by_role("button", name="Details").click()
     expect(page.locator("#legs li")).to_have_count(2)
@@ -164,10 +172,13 @@ def test_nothing_of_the_relay_stays_in_the_page_after_signing_out(stub, visits):
     page.keyboard.press("Escape")
     # Everything that the stub says and no other page would, and first that it is found at all.
     secrets = ["relay.example.com", "eu-central", "5f" * 16, chosen["id"][:12], chosen["device_id"], "203.0.113.7", "laptop"]
-    secrets += ["192.0.2.0/24", "TOKEN_EXPIRED", "137 of 1000", "over rate", "bad_token", "abab", "HOSTILE", "abc)"]
+    secrets += ["192.0.2.0/24", "TOKEN_EXPIRED", "137 of 1000", "over rate", "bad_token", "abab", "abc)"]
+    # Of HOSTILE, what markup leaves as it is; and what is said of the guard's level.
+    secrets += ["document.title='owned'", "Nobody floods the relay with handshakes."]
+    assert secrets[-2] in HOSTILE
     text = "document.documentElement.outerHTML + [...document.querySelectorAll('input')].map((it) => it.value)"
     before = page.evaluate(text)
-    assert [secret for secret in secrets if secret not in before] == ["HOSTILE"]
+    assert [secret for secret in secrets if secret not in before] == []
     page.get_by_role("button", name="Sign out").click()
     expect(page.locator("#state")).to_have_text(SIGNED_OUT)
     after = page.evaluate(text)
@@ -463,7 +474,7 @@ def test_a_keyboard_is_enough(stub, visits):
 
     page.goto(f"{stub.url}#/overview")
     chart = page.locator("#plot-bytes .chart")
-    expect(chart).to_have_attribute("aria-valuenow", re.compile("-?0"))
+    expect(chart).to_have_attribute("aria-valuenow", "0")
     expect(page.locator("#plot-bytes .legend b").first).to_have_text(re.compile("B$"))
     page.wait_for_function("document.querySelector('#plot-bytes canvas') !== null")
     chart.focus()
@@ -475,5 +486,5 @@ def test_a_keyboard_is_enough(stub, visits):
         page.wait_for_timeout(100)
     expect(chart).to_have_attribute("aria-valuenow", re.compile("^-[1-9]\\d*$"))
     page.keyboard.press("End")
-    expect(chart).to_have_attribute("aria-valuenow", re.compile("-?0"))
+    expect(chart).to_have_attribute("aria-valuenow", "0")
     visit.expect_fault("status of 404")

@@ -158,6 +158,15 @@ def test_everything_is_where_debian_has_it(package, unpacked):
     assert ".TH zrc-relay-serve" in page
 
 
+def test_the_licence_of_what_is_embedded_comes_along(unpacked):
+    words = (unpacked / "usr/share/doc/zrc-relay/copyright").read_text().split()
+    licences = [(ROOT / name).read_text().split() for name in ("LICENSE-MIT", "admin/uPlot.LICENSE")]
+    assert licences[0] != licences[1]
+    for licence in licences:
+        # cargo-deb indents it, and has a dot where a line is empty.
+        assert " ".join(licence) in " ".join(word for word in words if word != "."), licence[:8]
+
+
 def test_the_man_pages_are_sound(unpacked):
     for path in sorted((unpacked / "usr/share/man/man1").glob("*.gz")):
         page = gzip.decompress(path.read_bytes()).decode()

@@ -1,5 +1,6 @@
 """The list of what the program is made of, held to CycloneDX's own schema and to Cargo.lock."""
 
+import hashlib
 import json
 import os
 import sys
@@ -35,7 +36,10 @@ def test_everything_that_is_compiled_in_is_listed():
     assert not {"criterion", "proptest", "windows-sys", "opentelemetry"} & names
     lock = tomllib.loads((ROOT / "Cargo.lock").read_text())
     checksums = {(it["name"], it["version"]): it.get("checksum") for it in lock["package"]}
-    for key, it in listed.items():
+    # The one that is no crate has a test of its own.
+    crates = {key: it for key, it in listed.items() if it["purl"].startswith("pkg:cargo/")}
+    assert [name for name, _ in listed.keys() - crates.keys()] == ["uplot"]
+    for key, it in crates.items():
         assert it["hashes"][0]["content"] == checksums[key] and it["licenses"], key
     refs = {it["bom-ref"] for it in bom["components"]} | {bom["metadata"]["component"]["bom-ref"]}
     # Told apart by features, too: these come in with what only tests switch on.
@@ -43,3 +47,15 @@ def test_everything_that_is_compiled_in_is_listed():
     with_spans = json.loads(sbom("--features", "otel"))
     assert "opentelemetry-otlp" in {it["name"] for it in with_spans["components"]}
     assert {it["ref"] for it in bom["dependencies"]} == refs
+
+
+def test_what_is_embedded_is_listed():
+    bom = json.loads(sbom())
+    [it] = [it for it in bom["components"] if it["name"] == "uplot"]
+    text = (ROOT / "admin/uPlot.esm.js").read_bytes()
+    assert f"uPlot (v{it['version']})\n".encode() in text
+    assert it["purl"] == it["bom-ref"] == f"pkg:npm/uplot@{it['version']}"
+    assert it["licenses"] == [{"expression": "MIT"}]
+    assert it["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(text).hexdigest()}]
+    needs = {it["ref"]: it["dependsOn"] for it in bom["dependencies"]}
+    assert it["bom-ref"] in needs[bom["metadata"]["component"]["bom-ref"]]
