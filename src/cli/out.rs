@@ -16,7 +16,7 @@ use super::{Exit, Failure, OrFail as _};
 /// When stdout cannot be written. A reader that has gone away is no failure: it has what it wanted.
 pub fn data(text: impl Display) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+    match stdout.write_all(line(text).as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(error).or_fail(Exit::Io, "cannot write to standard output")
         }
@@ -34,7 +34,12 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// Tells people something. Nobody listening is no failure.
 pub fn say(text: impl Display) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = io::stderr().lock().write_all(line(text).as_bytes());
+}
+
+/// What is handed over at once: where the log or another program writes to the same place, nothing comes into a line.
+fn line(text: impl Display) -> String {
+    format!("{text}\n")
 }
 
 /// A path as a shell reads it back.

@@ -2,7 +2,10 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt as _, net::UnixDatagram},
+    },
     path::Path,
     process::{Command, Output},
 };
@@ -68,6 +71,39 @@ impl Keys {
     fn mint(&self, extra: &[&str]) -> Ran {
         let key = self.path("device.pem");
         run(&[&["token", "mint", "--device-key", &key, "--peer-id", &self.peer], &RELAY[..], extra].concat())
+    }
+}
+
+/// Where a program's output comes in one message for each of its writes.
+fn messages(socket: &UnixDatagram) -> Vec<String> {
+    socket.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 4096];
+    std::iter::from_fn(|| {
+        let length = socket.recv(&mut buffer).ok()?;
+        Some(String::from_utf8(buffer[..length].to_vec()).unwrap())
+    })
+    .collect()
+}
+
+#[test]
+fn a_line_is_written_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key.pem");
+    let ran = |expected| {
+        let (stdout, program_stdout) = UnixDatagram::pair().unwrap();
+        let (stderr, program_stderr) = UnixDatagram::pair().unwrap();
+        let status = command(&["keygen", "--out", key.to_str().unwrap()])
+            .stdout(OwnedFd::from(program_stdout))
+            .stderr(OwnedFd::from(program_stderr))
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(expected));
+        (messages(&stdout), messages(&stderr))
+    };
+    for (stdout, stderr) in [ran(0), ran(73)] {
+        let lines: Vec<_> = [stdout, stderr].concat();
+        assert!(!lines.is_empty());
+        assert!(lines.iter().all(|line| line.ends_with('\n')), "{lines:?}");
     }
 }
 
