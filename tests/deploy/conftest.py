@@ -11,6 +11,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "deploy"
+#: What a relay's metrics are called.
+NAMES = r"(?:zrc_relay|process)_\w+"
 
 
 def run(*command, **more) -> subprocess.CompletedProcess:
@@ -44,7 +46,7 @@ class Metrics:
     def missing(self, expression: str) -> list[str]:
         """What an expression names that no relay shows: metrics, and values of their labels."""
         wrong = []
-        for name, selector in re.findall(r"\b(zrc_relay_\w+)\b(\{[^}]*\})?", expression):
+        for name, selector in re.findall(rf"\b({NAMES})\b(\{{[^}}]*\}})?", expression):
             if name not in self.labels:
                 wrong.append(name)
                 continue
@@ -55,8 +57,8 @@ class Metrics:
                 for part in value.split("|") if how == "=~" else [value]:
                     if part not in known:
                         wrong.append(f'{name}{{{label}="{part}"}}')
-            # What it is divided by has to be there as well.
-        for by, inside in re.findall(r"\bby \(([^)]*)\) \((?:\w+\()*(zrc_relay_\w+)", expression):
+        # What it is divided by has to be there as well.
+        for by, inside in re.findall(rf"\bby \(([^)]*)\) \((?:\w+\()*({NAMES})", expression):
             for label in map(str.strip, by.split(",")):
                 if label not in ("job", "instance") and label not in self.labels.get(inside, {}):
                     wrong.append(f"{inside} by {label}")

@@ -229,11 +229,7 @@ async fn pages(
         if let Some(some) = page.get_mut(key).and_then(Value::as_array_mut) {
             all.append(some);
         }
-        cursor = match &page["next"] {
-            Value::Null => None,
-            Value::String(next) => Some(next.clone()),
-            next => Some(next.to_string()),
-        };
+        cursor = page["next"].as_str().map(str::to_owned);
         if cursor.is_none() || all.len() >= limit {
             all.truncate(limit);
             return Ok(json!({ key: all, "total": page["total"], "next": cursor }));

@@ -3,16 +3,17 @@
 mod state;
 mod view;
 
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 
 use ratatui::{
-    DefaultTerminal,
+    Terminal,
+    backend::Backend,
     crossterm::event::{self, Event, KeyEventKind},
 };
 use reqwest::Method;
 use tokio::{
     sync::mpsc,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use self::state::{Asked, State};
@@ -24,8 +25,10 @@ use crate::{clock::Clock, config::parse_duration};
 
 /// How long the thread that reads keys waits at once: so long its end may take.
 const KEY_WAIT: Duration = Duration::from_millis(200);
-/// Keys that wait for a slow relay; more are lost.
+/// Keys that wait to be drawn; more are lost.
 const KEYS: usize = 64;
+/// However often is wanted, no more often is asked.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Watch a running relay in the terminal: rates, drops, allocations, and an end for those that must go
 #[derive(Debug, clap::Args)]
@@ -51,20 +54,15 @@ impl Top {
         // Before the screen is taken: what is wrong is said where it can be read.
         state.update(fetch(&client).await?, clock.mono());
         let mut terminal = ratatui::try_init().or_fail(Exit::Unavailable, "top needs a terminal")?;
-        let ended = watch(&mut terminal, &client, clock, &mut state, self.interval).await;
+        let ended = watch(&mut terminal, &client, clock, &mut state, self.interval, read_keys()).await;
         ratatui::restore();
         ended.map(|()| Exit::Ok)
     }
 }
 
-async fn watch(
-    terminal: &mut DefaultTerminal,
-    client: &Client,
-    clock: Clock,
-    state: &mut State,
-    every: Duration,
-) -> Result<(), Failure> {
-    let (sender, mut keys) = mpsc::channel(KEYS);
+/// Keys as they are pressed, and whatever else a terminal has to say.
+fn read_keys() -> mpsc::Receiver<Event> {
+    let (sender, keys) = mpsc::channel(KEYS);
     // Reading the terminal blocks. The thread ends when nobody wants its keys any more.
     std::thread::spawn(move || {
         while !sender.is_closed() {
@@ -79,16 +77,78 @@ async fn watch(
             }
         }
     });
-    let mut ticks = interval(every.max(Duration::from_millis(100)));
+    keys
+}
+
+/// What the relay answers to a look: totals, and a list of allocations.
+type Answers = (serde_json::Value, serde_json::Value);
+
+/// The relay, as this command asks it. Dropping an answer gives the question up.
+trait Relay {
+    /// Totals, and the allocations that have moved most.
+    async fn look(&self) -> Result<Answers, Failure>;
+    /// Ends an allocation for good.
+    async fn end(&self, id: &str) -> Result<(), Failure>;
+}
+
+impl Relay for Client {
+    async fn look(&self) -> Result<Answers, Failure> {
+        fetch(self).await
+    }
+
+    async fn end(&self, id: &str) -> Result<(), Failure> {
+        let path = format!("/admin/allocations/{id}");
+        let query = [("reason", "ended by its operator".to_owned())];
+        self.ask(Method::DELETE, &path, &query, None).await.map(|_| ())
+    }
+}
+
+/// An answer that is waited for, beside other things.
+type Awaited<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
+
+/// The answer, when there is one; without a question, never. Cancel-safe.
+async fn answered<T>(awaited: &mut Awaited<'_, T>) -> T {
+    match awaited {
+        Some(answer) => {
+            let answer = answer.await;
+            *awaited = None;
+            answer
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Until its user quits. Keys wait for no answer: neither for one that is slow, nor for one that does not come.
+async fn watch<B: Backend<Error: std::error::Error + Send + Sync + 'static>>(
+    terminal: &mut Terminal<B>,
+    relay: &impl Relay,
+    clock: Clock,
+    state: &mut State,
+    every: Duration,
+    mut keys: mpsc::Receiver<Event>,
+) -> Result<(), Failure> {
+    let every = every.max(SHORTEST_INTERVAL);
+    // The first look has been taken.
+    let mut ticks = interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut looking, mut ending): (Awaited<'_, _>, Awaited<'_, _>) = (None, None);
     loop {
         terminal.draw(|frame| view::draw(frame, state)).or_fail(Exit::Io, "cannot draw")?;
         let asked = tokio::select! {
-            _ = ticks.tick() => {
-                match fetch(client).await {
+            _ = ticks.tick(), if looking.is_none() => {
+                looking = Some(Box::pin(relay.look()));
+                continue;
+            }
+            seen = answered(&mut looking) => {
+                match seen {
                     Ok(seen) => state.update(seen, clock.mono()),
-                    Err(failure) => state.say(format!("{:#}", failure.error)),
+                    Err(failure) => state.fail(&format!("{:#}", failure.error)),
                 }
+                continue;
+            }
+            said = answered(&mut ending) => {
+                state.say(said);
+                ticks.reset_immediately();
                 continue;
             }
             event = keys.recv() => match event {
@@ -100,22 +160,126 @@ async fn watch(
         match asked {
             Asked::Nothing => {}
             Asked::Quit => return Ok(()),
+            Asked::Kill(_) if ending.is_some() => state.say("the one before has not ended yet".into()),
             Asked::Kill(id) => {
-                let path = format!("/admin/allocations/{id}");
-                let query = [("reason", "ended by its operator".to_owned())];
-                match client.ask(Method::DELETE, &path, &query, None).await {
-                    Ok(_) => state.say(format!("{id} is over")),
-                    Err(failure) => state.say(format!("{:#}", failure.error)),
-                }
-                ticks.reset_immediately();
+                state.say(format!("{id} is being ended"));
+                ending = Some(Box::pin(async move {
+                    match relay.end(&id).await {
+                        Ok(()) => format!("{id} is over"),
+                        Err(failure) => format!("{:#}", failure.error),
+                    }
+                }));
             }
         }
     }
 }
 
 /// Totals, and the allocations that have moved most.
-async fn fetch(client: &Client) -> Result<(serde_json::Value, serde_json::Value), Failure> {
+async fn fetch(client: &Client) -> Result<Answers, Failure> {
     let query = [("limit", "1000".to_owned()), ("sort", "activity".to_owned()), ("order", "desc".to_owned())];
     let stats = client.get("/admin/stats", &[]).await?;
     Ok((stats, client.get("/admin/allocations", &query).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::{
+        backend::TestBackend,
+        crossterm::event::{KeyCode, KeyEvent},
+    };
+    use tokio::{sync::Notify, time::timeout};
+
+    use super::{state::tests::answers, *};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A relay that takes what it is asked, and answers nothing.
+    #[derive(Default)]
+    struct Silent {
+        asked: Notify,
+        ended: Notify,
+    }
+
+    impl Relay for Silent {
+        async fn look(&self) -> Result<Answers, Failure> {
+            self.asked.notify_one();
+            std::future::pending().await
+        }
+
+        async fn end(&self, _: &str) -> Result<(), Failure> {
+            self.ended.notify_one();
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_wait_for_no_answer() {
+        let relay = Silent::default();
+        let mut state = State::default();
+        state.update(answers([3, 2, 1], 0), Duration::from_secs(1));
+        let mut terminal = Terminal::new(TestBackend::new(100, 10)).unwrap();
+        let (sender, keys) = mpsc::channel(KEYS);
+        let press = async |key: char| {
+            sender.send(Event::Key(KeyEvent::from(KeyCode::Char(key)))).await.unwrap();
+        };
+        let user = async {
+            relay.asked.notified().await;
+            for key in ['j', 'x', 'y'] {
+                press(key).await;
+            }
+            relay.ended.notified().await;
+            // While neither has answered.
+            press('q').await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ended = timeout(
+                PATIENCE,
+                watch(&mut terminal, &relay, Clock::start(), &mut state, SHORTEST_INTERVAL, keys),
+            ) => assert!(ended.expect("keys wait for an answer").is_ok()),
+            () = user => {}
+        }
+    }
+
+    /// A relay that fails once and then answers.
+    #[derive(Default)]
+    struct Recovers {
+        looks: std::cell::Cell<u32>,
+        seen: Notify,
+    }
+
+    impl Relay for Recovers {
+        async fn look(&self) -> Result<Answers, Failure> {
+            self.looks.set(self.looks.get() + 1);
+            match self.looks.get() {
+                1 => Err(Failure::new(Exit::Unavailable, "nobody is there")),
+                // What was answered is drawn before the next question.
+                3 => {
+                    self.seen.notify_one();
+                    std::future::pending().await
+                }
+                _ => Ok(answers([3, 2, 1], 0)),
+            }
+        }
+
+        async fn end(&self, _: &str) -> Result<(), Failure> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_failed_is_not_shown_once_the_relay_answers() {
+        let relay = Recovers::default();
+        let mut state = State::default();
+        let mut terminal = Terminal::new(TestBackend::new(100, 10)).unwrap();
+        let (_sender, keys) = mpsc::channel(KEYS);
+        let watching = watch(&mut terminal, &relay, Clock::start(), &mut state, SHORTEST_INTERVAL, keys);
+        tokio::select! {
+            _ = watching => panic!("nobody quits"),
+            seen = timeout(PATIENCE, relay.seen.notified()) => seen.unwrap(),
+        }
+        assert_eq!(relay.looks.get(), 3);
+        let screen = terminal.backend().to_string();
+        assert!(!screen.contains("nobody is there") && screen.contains("q quit"), "{screen}");
+    }
 }

@@ -9,6 +9,10 @@ use serde_json::Value;
 
 use super::super::admin::plain;
 
+/// Rates over less than this would be wild. What comes sooner, after an allocation was ended say, is shown, and leaves the
+/// rates as they are.
+const LEAST_LOOK: Duration = Duration::from_millis(250);
+
 /// By what the table is ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Sort {
@@ -83,6 +87,8 @@ pub(super) struct State {
     /// The id that a question is about.
     pub(super) question: Option<String>,
     pub(super) said: String,
+    /// Why the relay did not answer the last time, if it did not.
+    pub(super) trouble: Option<String>,
     before: Before,
 }
 
@@ -98,12 +104,15 @@ struct Before {
 impl State {
     /// What the relay told, and when, monotonic.
     pub(super) fn update(&mut self, (stats, list): (Value, Value), at: Duration) {
+        self.trouble = None;
         if self.paused {
             return;
         }
         let number = |value: &Value| value.as_u64().unwrap_or_default();
         let is_first = self.before.at.is_zero() && self.stats.is_null();
-        let secs = at.saturating_sub(self.before.at).as_secs_f64().max(0.001);
+        let elapsed = at.saturating_sub(self.before.at);
+        let is_too_soon = !is_first && elapsed < LEAST_LOOK;
+        let secs = elapsed.as_secs_f64();
         let per_sec = |now: u64, before: u64| {
             if is_first { 0.0 } else { now.saturating_sub(before) as f64 / secs }
         };
@@ -117,18 +126,22 @@ impl State {
             stats["dropped"].as_object().into_iter().flatten().map(|(_, count)| number(count)).sum();
         let [from_device, from_peer] = bytes;
         let [device_before, peer_before] = self.before.bytes;
-        self.rates = Rates {
-            bytes: [per_sec(from_device, device_before), per_sec(from_peer, peer_before)],
-            datagrams: per_sec(datagrams, self.before.datagrams),
-            dropped: per_sec(dropped, self.before.dropped),
-        };
+        if !is_too_soon {
+            self.rates = Rates {
+                bytes: [per_sec(from_device, device_before), per_sec(from_peer, peer_before)],
+                datagrams: per_sec(datagrams, self.before.datagrams),
+                dropped: per_sec(dropped, self.before.dropped),
+            };
+        }
         let mut by_id = HashMap::new();
         let text = |value: &Value| plain(value.as_str().unwrap_or_default());
-        self.rows.clear();
+        let rates_before: HashMap<String, [f64; 2]> =
+            self.rows.drain(..).map(|row| (row.id, row.rates)).collect();
         for it in list["allocations"].as_array().into_iter().flatten() {
             let id = text(&it["id"]);
             let [device, peer] = sides.map(|side| number(&it["sent"][side]["bytes"]));
             let rates = match self.before.by_id.get(&id) {
+                _ if is_too_soon => rates_before.get(&id).copied().unwrap_or_default(),
                 Some([device_before, peer_before]) => {
                     [per_sec(device, *device_before), per_sec(peer, *peer_before)]
                 }
@@ -146,12 +159,19 @@ impl State {
             });
         }
         self.total = number(&list["total"]);
-        self.before = Before { at, bytes, datagrams, dropped, by_id };
+        if !is_too_soon {
+            self.before = Before { at, bytes, datagrams, dropped, by_id };
+        }
         self.stats = stats;
         self.order();
         if self.chosen.as_ref().is_some_and(|chosen| !self.rows.iter().any(|row| row.id == *chosen)) {
             self.chosen = None;
         }
+    }
+
+    /// The relay did not answer, and why. Shown until it does.
+    pub(super) fn fail(&mut self, why: &str) {
+        self.trouble = Some(plain(why));
     }
 
     /// Shown until something else is.
@@ -273,6 +293,34 @@ pub(super) mod tests {
         press(&mut state, 'p');
         state.update(answers([9000, 0, 0], 9), Duration::from_secs(4));
         assert_eq!(state.rates.dropped, 2.0, "paused");
+    }
+
+    #[test]
+    fn rates_over_a_few_milliseconds_are_none() {
+        let ms = Duration::from_millis;
+        let mut state = State::default();
+        state.update(answers([0, 0, 0], 0), ms(1000));
+        state.update(answers([0, 3000, 0], 3), ms(1003));
+        assert_eq!(state.rates, Rates::default(), "3 kB in 3 ms are no MB/s");
+        assert_eq!((state.rows[0].rates, state.rows[1].bytes), ([0.0; 2], 3000), "what has passed is shown");
+        state.update(answers([0, 4000, 0], 8), ms(3000));
+        assert_eq!((state.rates.bytes, state.rates.dropped), ([2000.0, 0.0], 4.0), "since the first look");
+        assert_eq!(state.rows[0].rates, [2000.0, 0.0]);
+        // Sooner than usual, as after an end: as it was.
+        state.update(answers([0, 9000, 0], 90), ms(3010));
+        assert_eq!((state.rates.bytes, state.rates.dropped), ([2000.0, 0.0], 4.0));
+        assert_eq!((state.rows[0].rates, state.rows[0].bytes), ([2000.0, 0.0], 9000));
+    }
+
+    #[test]
+    fn trouble_is_over_when_the_relay_answers() {
+        let mut state = State::default();
+        state.fail("gone\u{1b}");
+        assert_eq!(state.trouble.as_deref(), Some("gone\\u{1b}"));
+        press(&mut state, 'p');
+        assert!(state.trouble.is_some(), "a key mends nothing");
+        state.update(answers([0, 0, 0], 0), Duration::from_secs(1));
+        assert!(state.trouble.is_none(), "paused or not");
     }
 
     #[test]

@@ -21,7 +21,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
     frame.render_widget(head_of(state), head);
     draw_table(frame, table, state);
     let keys = "up/down choose  s sort  r turn  x end it  p pause  q quit";
-    let foot_text = if state.said.is_empty() { keys } else { &state.said };
+    let foot_text = match (&state.trouble, state.said.is_empty()) {
+        (_, false) => &state.said,
+        (Some(trouble), true) => trouble,
+        (None, true) => keys,
+    };
     frame.render_widget(Paragraph::new(foot_text).dim(), foot);
     if let Some(id) = &state.question {
         ask(frame, id);
@@ -40,6 +44,8 @@ fn head_of(state: &State) -> Paragraph<'_> {
         None => value.to_string(),
     };
     let ready = match (stats["drain"]["draining"] == true, stats["ready"] == true) {
+        // All that follows is from before.
+        _ if state.trouble.is_some() => "NOT ANSWERING",
         (true, _) => "draining",
         (false, true) => "ready",
         (false, false) => "NOT READY",
@@ -153,6 +159,12 @@ mod tests {
         assert!(lines[4].contains("FROM DEVICE"), "{screen}");
         assert!(lines[5].contains("bbbbbbbbbbbb") && lines[5].contains("1.00 MB/s"), "{screen}");
         assert!(lines[9].contains("q quit"), "{screen}");
+        state.fail("nobody is there");
+        let screen = shown(&state, 100, 10);
+        assert!(screen.contains("nobody is there") && screen.contains("NOT ANSWERING"), "{screen}");
+        state.update(answers([1000, 3001000, 1000], 4), Duration::from_secs(4));
+        let screen = shown(&state, 100, 10);
+        assert!(!screen.contains("nobody is there") && screen.contains("  ready  "), "{screen}");
         state.key(KeyEvent::from(KeyCode::Down));
         state.key(KeyEvent::from(KeyCode::Char('x')));
         let screen = shown(&state, 100, 12);

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     App, By, Connection,
-    input::{Asked, bad, hex_prefix, limit, reason},
+    input::{Asked, hex_prefix, limit, not_a_cursor, reason},
 };
 use crate::{
     clock::Clock,
@@ -103,12 +103,8 @@ pub(super) async fn list(State(app): State<App>, Asked(wanted): Asked<Wanted>) -
     let limit = limit(wanted.limit)?;
     let device = wanted.device.map(|text| hex_prefix("device", &text, 64)).transpose()?;
     let id = wanted.id.map(|text| hex_prefix("id", &text, 32)).transpose()?;
-    let after = match &wanted.cursor {
-        Some(text) => {
-            Some(read_cursor(text).ok_or_else(|| bad("cursor is what next was in another answer"))?)
-        }
-        None => None,
-    };
+    let after =
+        wanted.cursor.as_deref().map(|text| read_cursor(text).ok_or_else(not_a_cursor)).transpose()?;
     let (sort, order) = (wanted.sort.unwrap_or_default(), wanted.order.unwrap_or_default());
     let mut found = app.handles.control.allocations();
     found.retain(|it| {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::{
     App, By,
-    input::{Asked, Told, bad, limit, reason, whole},
+    input::{Asked, Told, bad, limit, not_a_cursor, reason, whole},
 };
 use crate::{
     guard::{Block, folded},
@@ -32,17 +32,63 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub(super) struct Page {
     limit: Option<u32>,
-    cursor: Option<u32>,
+    cursor: Option<String>,
+}
+
+/// Where a page begins: after this one in the list's order, which has the configured ones first. Blocks that come and
+/// go meanwhile move nobody from one page to another.
+type Place = (Pushed, IpNet);
+
+/// Whether it is pushed; the configured ones come first.
+type Pushed = bool;
+
+const CONFIGURED: &str = "configured";
+const PUSHED: &str = "pushed";
+
+fn place(block: &Block) -> Place {
+    (!block.configured, block.network)
+}
+
+fn write_cursor((pushed, network): Place) -> String {
+    let list = if pushed { PUSHED } else { CONFIGURED };
+    let address = match network.addr() {
+        IpAddr::V4(v4) => hex::encode(v4.octets()),
+        IpAddr::V6(v6) => hex::encode(v6.octets()),
+    };
+    format!("{list}.{address}.{}", network.prefix_len())
+}
+
+fn read_cursor(text: &str) -> Option<Place> {
+    let (list, network) = text.split_once('.')?;
+    let (address, prefix) = network.split_once('.')?;
+    let pushed = match list {
+        CONFIGURED => false,
+        PUSHED => true,
+        _ => return None,
+    };
+    let address = hex::decode(address).ok()?;
+    let address = match <[u8; 4]>::try_from(address.as_slice()) {
+        Ok(v4) => IpAddr::from(v4),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+    };
+    let place = (pushed, IpNet::new(address, prefix.parse().ok()?).ok()?);
+    // A number can be written in more ways than one.
+    write_cursor(place).eq_ignore_ascii_case(text).then_some(place)
 }
 
 pub(super) async fn list(State(app): State<App>, Asked(page): Asked<Page>) -> Result<Response, Refused> {
-    let (limit, from) = (limit(page.limit)?, page.cursor.unwrap_or(0) as usize);
+    let limit = limit(page.limit)?;
+    let after = page.cursor.as_deref().map(|text| read_cursor(text).ok_or_else(not_a_cursor)).transpose()?;
     let now = app.handles.clock.now();
-    let blocks = app.handles.guard.list(now.mono);
-    let shown: Vec<Value> = blocks.iter().skip(from).take(limit).map(|block| show(block, now)).collect();
-    let next = from + shown.len();
-    let next = (!shown.is_empty() && next < blocks.len()).then_some(next);
-    Ok(Json(json!({ "blocks": shown, "total": blocks.len(), "next": next })).into_response())
+    let mut blocks = app.handles.guard.list(now.mono);
+    let total = blocks.len();
+    blocks.retain(|block| after.is_none_or(|after| place(block) > after));
+    blocks.sort_unstable_by_key(place);
+    let more = blocks.len() > limit;
+    blocks.truncate(limit);
+    let next = blocks.last().filter(|_| more).map(|last| write_cursor(place(last)));
+    let shown: Vec<Value> = blocks.iter().map(|block| show(block, now)).collect();
+    Ok(Json(json!({ "blocks": shown, "total": total, "next": next })).into_response())
 }
 
 fn show(block: &Block, now: Now) -> Value {

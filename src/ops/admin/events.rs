@@ -1,7 +1,8 @@
 //! What happens, as it happens: server-sent events, one stream for each who listens.
 //!
 //! Nothing waits for a listener. One that reads too slowly is told how many it missed, by kind, and reads on with what
-//! is newest. Streams end after an hour; whoever wants to goes on with another.
+//! is newest. One that reads nothing at all for [`STALLED`], while there is something to read, is cut off and its place
+//! is free. Streams end after an hour; whoever wants to goes on with another.
 
 use std::{
     pin::Pin,
@@ -41,14 +42,30 @@ const MAX_STREAMS: usize = 32;
 const WAITING: usize = 64;
 /// How often something is sent when nothing happens, so that both ends know of each other.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How long a listener may read nothing at all.
-const STALLED: Duration = Duration::from_secs(60);
+/// How long a listener may read nothing at all, once as much waits for it as the kernel and this keep, some hundreds of
+/// kilobytes: longer than a network takes to find another route.
+const STALLED: Duration = Duration::from_secs(30);
 /// A stream's whole life.
 const LIFETIME: Duration = Duration::from_secs(3600);
 
-/// How many listen.
-#[derive(Debug, Default)]
-pub(super) struct Streams(AtomicUsize);
+/// How many listen, and how long one is waited for.
+#[derive(Debug)]
+pub(super) struct Streams {
+    listening: AtomicUsize,
+    stalled: Duration,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self::with_patience(STALLED)
+    }
+}
+
+impl Streams {
+    pub(super) fn with_patience(stalled: Duration) -> Self {
+        Self { listening: AtomicUsize::new(0), stalled }
+    }
+}
 
 /// One that listens, until dropped.
 struct Listening(Arc<Streams>);
@@ -56,14 +73,14 @@ struct Listening(Arc<Streams>);
 impl Listening {
     fn new(streams: &Arc<Streams>) -> Option<Self> {
         let one_more = |now: usize| (now < MAX_STREAMS).then_some(now + 1);
-        streams.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
+        streams.listening.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
         Some(Self(streams.clone()))
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.listening.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -99,7 +116,7 @@ impl hyper::body::Body for Stream {
 }
 
 /// Until the listener has gone, has stalled, or its time is over.
-async fn tell(app: App, peer: Peer, _listening: Listening, sender: mpsc::Sender<Bytes>) {
+async fn tell(app: App, peer: Peer, listening: Listening, sender: mpsc::Sender<Bytes>) {
     let mut stopped = peer.stopped.clone();
     let mut security = app.handles.guard.security().subscribe();
     let mut lifecycle = app.handles.control.lifecycle();
@@ -114,9 +131,14 @@ async fn tell(app: App, peer: Peer, _listening: Listening, sender: mpsc::Sender<
     let mut next = event("hello", &hello);
     // The connection that carries it is one of those that may be held.
     loop {
-        match timeout(STALLED, sender.send(next)).await {
+        match timeout(listening.0.stalled, sender.send(next)).await {
             Ok(Ok(())) => {}
-            _ => break,
+            Ok(Err(_)) => break,
+            Err(_) => {
+                tracing::debug!("a listener to events reads nothing and is cut off");
+                peer.cut.notify_one();
+                break;
+            }
         }
         next = tokio::select! {
             heard = security.next() => match heard {

@@ -285,5 +285,10 @@ async fn a_forged_cursor_shows_nothing_that_a_good_one_would_not() {
             None => assert_eq!(answer.status, 400, "{cursor}"),
         }
     }
-    assert_eq!(api.ask("GET", "/admin/blocks?cursor=4294967295").await.json()["blocks"], json!([]));
+    let last = format!("pushed.{}.128", "F".repeat(32));
+    let answer = api.ask("GET", &format!("/admin/blocks?cursor={last}")).await;
+    assert_eq!(answer.json()["blocks"], json!([]));
+    for other in ["4294967295", "pushed.ffffffff.032", "pushed.ffffffff.%2B8", "Pushed.ffffffff.32", "%ff"] {
+        assert_eq!(api.ask("GET", &format!("/admin/blocks?cursor={other}")).await.status, 400, "{other}");
+    }
 }

@@ -115,3 +115,8 @@ pub(super) fn limit(wanted: Option<u32>) -> Result<usize, Refused> {
         _ => Err(bad("limit is a number from 1 to 1000")),
     }
 }
+
+/// What was given as a list's cursor is none of its.
+pub(super) fn not_a_cursor() -> Refused {
+    bad("cursor is what next was in another answer")
+}

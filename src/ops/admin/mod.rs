@@ -171,6 +171,13 @@ impl AdminServer {
         Self { app, tcp: None, unix: None }
     }
 
+    /// The same, with another patience for those who listen to events and do not read. Before it listens.
+    #[cfg(test)]
+    fn with_patience(mut self, patience: Duration) -> Self {
+        self.app.streams = Arc::new(Streams::with_patience(patience));
+        self
+    }
+
     /// Listens on TCP, with TLS where it is given. Whoever comes needs a token.
     ///
     /// # Errors

@@ -100,6 +100,7 @@ pub(super) struct Api {
     pub(super) server: AdminServer,
     fake: Arc<Fake>,
     pub(super) security: SecurityEvents,
+    guard: Arc<Guard>,
     readiness: Readiness,
     pub(super) folder: TempDir,
     pub(super) full: String,
@@ -125,6 +126,11 @@ impl Api {
     }
 
     pub(super) async fn with(live: impl IntoIterator<Item = u8>) -> Self {
+        Self::with_patience(live, PATIENCE).await
+    }
+
+    /// `patience`: with listeners to events that do not read.
+    async fn with_patience(live: impl IntoIterator<Item = u8>, patience: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let token_file = folder.path().join("tokens");
         let mut lines = String::new();
@@ -152,7 +158,7 @@ impl Api {
             readiness: readiness.clone(),
             metrics,
             blocks: Arc::new(BlockFile::open(folder.path(), guard.clone(), clock)),
-            guard,
+            guard: guard.clone(),
             control: fake.clone(),
             descriptor: Arc::new(ArcSwap::from_pointee(Descriptor {
                 addr: "192.0.2.1".into(),
@@ -165,10 +171,11 @@ impl Api {
             audit: Arc::new(audit::Audit::open(folder.path(), clock).unwrap()),
             tokens: Arc::new(Tokens::new(token_file)),
             hosts: Hosts::default(),
-        });
+        })
+        .with_patience(patience);
         server.listen_tcp("127.0.0.1:0".parse().unwrap(), None).await.unwrap();
         server.listen_unix(&folder.path().join("admin.sock")).unwrap();
-        Self { server, fake, security, readiness, folder, full, read }
+        Self { server, fake, security, guard, readiness, folder, full, read }
     }
 
     pub(super) async fn tcp(&self) -> TcpStream {
@@ -436,9 +443,9 @@ async fn r6_5_blocks_come_and_go() {
     );
     assert_eq!(api.ask("DELETE", "/admin/blocks?network=::ffff:198.51.100.9/120").await.status, 204);
     let listed = api.ask("GET", "/admin/blocks?limit=1").await.json();
-    assert_eq!((&listed["total"], &listed["next"]), (&json!(2), &json!(1)));
+    assert_eq!((&listed["total"], &listed["next"]), (&json!(2), &json!("pushed.cb007107.32")));
     assert_eq!(listed["blocks"][0]["reason"], "scans");
-    let rest = api.ask("GET", "/admin/blocks?cursor=1").await.json();
+    let rest = api.ask("GET", "/admin/blocks?cursor=pushed.cb007107.32").await.json();
     assert_eq!((&rest["blocks"][0]["expires_at_unix"], &rest["next"]), (&Value::Null, &Value::Null));
     for (network, status) in [
         ("2001:db8::/32", 204),
@@ -462,6 +469,39 @@ async fn r6_5_blocks_come_and_go() {
     let audit = api.ask("GET", "/admin/audit?tail=2").await.json();
     assert_eq!([0, 1].map(|n| &audit["entries"][n]["outcome"]), ["not_kept"; 2]);
     assert_eq!(api.ask("GET", "/admin/blocks").await.json()["total"], 0);
+}
+
+#[tokio::test]
+async fn r6_5_what_comes_and_goes_between_pages_moves_no_block_to_another() {
+    let api = Api::start().await;
+    let configured = ["192.0.2.0/24", "198.51.100.0/24"].map(|network| network.parse().unwrap());
+    api.guard.configure(&GuardSettings { block: configured.into(), ..GuardSettings::default() });
+    for n in [9, 3, 1, 7, 5] {
+        let body = format!("{{\"network\":\"203.0.113.{n}\"}}");
+        assert_eq!(api.tell("POST", "/admin/blocks", &body).await.status, 201);
+    }
+    // One may be blocked by both.
+    api.tell("POST", "/admin/blocks", r#"{"network":"198.51.100.0/24"}"#).await;
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = api.ask("GET", &format!("/admin/blocks?limit=3{cursor}")).await.json();
+        let networks = page["blocks"].as_array().unwrap().iter();
+        seen.extend(networks.map(|it| it["network"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+        // What was shown goes, so that all after it move up; and something comes before.
+        let shown = seen.last().unwrap();
+        api.ask("DELETE", &format!("/admin/blocks?network={shown}")).await;
+        api.tell("POST", "/admin/blocks", r#"{"network":"10.0.0.1"}"#).await;
+    }
+    let pushed = [1, 3, 5, 7, 9].map(|n| format!("203.0.113.{n}/32"));
+    let wanted = ["192.0.2.0/24", "198.51.100.0/24", "198.51.100.0/24"].map(str::to_owned);
+    assert_eq!(seen, [&wanted[..], &pushed[..]].concat());
+    for bad in ["1", "pushed", "pushed.0a000000", "pushed.0a000000.33", "other.0a000000.8", "pushed.0a0000.8"]
+    {
+        let answer = api.ask("GET", &format!("/admin/blocks?cursor={bad}")).await;
+        assert_eq!(answer.status, 400, "{bad}");
+    }
 }
 
 #[tokio::test]
@@ -585,6 +625,62 @@ async fn r10_a_slow_listener_is_told_how_much_it_missed() {
     assert_eq!(missed["stream"], "security");
     assert_eq!(missed["missed"], events - crate::guard::RING_EVENTS as u64);
     drop(stream);
+}
+
+#[tokio::test]
+async fn r10_listeners_that_never_read_are_cut_off_and_others_are_not() {
+    let api = Api::with_patience(0..0, Duration::from_secs(1)).await;
+    let addr = api.server.url().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
+    let request =
+        format!("GET /admin/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n", api.read);
+    // Every place but one is taken by somebody who does not read.
+    let mut silent = Vec::new();
+    for _ in 0..31 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(2048).unwrap();
+        let mut stream = socket.connect(addr).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        // The place is taken; this is all that is ever read of it.
+        timeout(PATIENCE, stream.readable()).await.unwrap().unwrap();
+        silent.push(stream);
+    }
+    let mut reads = listen(&api).await;
+    until(&mut reads, "event: hello").await;
+    let mut taken = listen(&api).await;
+    until(&mut taken, "HTTP/1.1 503").await;
+    // While events flow, somebody else comes to listen.
+    let beside = async {
+        let mut bytes = vec![0; 64 << 10];
+        loop {
+            for _ in 0..16 {
+                api.security.emit(SecurityEvent::BadToken { reason: "signature" }, Subject::NOBODY);
+            }
+            assert_ne!(timeout(PATIENCE, reads.read(&mut bytes)).await.unwrap().unwrap(), 0);
+        }
+    };
+    let comes = async {
+        loop {
+            let mut stream = listen(&api).await;
+            let mut first = [0; 12];
+            stream.read_exact(&mut first).await.unwrap();
+            if &first == b"HTTP/1.1 200" {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = beside => {}
+        came = timeout(3 * PATIENCE, comes) => came.expect("places stay taken by those who do not read"),
+    }
+    // It is no more than kept places: the connections themselves have ended, not only their streams. What is there to
+    // be read is read to an end, or to a reset.
+    let ends = async {
+        for stream in &mut silent {
+            let mut bytes = [0; 4096];
+            while !matches!(stream.read(&mut bytes).await, Ok(0) | Err(_)) {}
+        }
+    };
+    timeout(PATIENCE, ends).await.expect("a connection of which nothing is read stays open");
 }
 
 #[tokio::test]
