@@ -19,12 +19,15 @@ use crate::{
     config::Certificate,
     metrics::Metrics,
     relay::{RelayServer, TlsIdentity},
-    wire::Descriptor,
+    wire::{Descriptor, SpkiPin},
 };
 
 const DAY_SECS: i64 = 86_400;
 /// How many days before its end a certificate is warned of.
 const WARN_DAYS: [i64; 3] = [30, 7, 1];
+
+/// What that means.
+const EXPIRED: &str = "has expired: clients that do not pin its key refuse it";
 
 /// Time is looked at again after so long, for clocks are set and machines sleep.
 const MAX_SLEEP: Duration = Duration::from_secs(3600);
@@ -102,11 +105,18 @@ impl Shown {
     /// Puts in force what the configuration says now: a certificate from files, or none. What cannot be used changes
     /// nothing, and the log says so.
     pub(super) fn apply(&self, relay: &RelayServer, configured: Option<Certificate>, server_name: &str) {
+        let origin = self.origin();
         let put = match configured {
             Some(certificate) => self.put(relay, Origin::Files, certificate, server_name),
             // There were files, and now there are none.
-            None if self.lock().origin == Origin::Files => self.put_own(relay, server_name),
-            None => return,
+            None if origin == Origin::Files => self.put_own(relay, server_name),
+            None if self.descriptor.load().server_name == server_name => return,
+            // Its own is made anew for another name.
+            None if origin == Origin::SelfSigned => self.put_own(relay, server_name),
+            None => {
+                self.describe(None, server_name);
+                return;
+            }
         };
         if let Err(failure) = put {
             told(&failure);
@@ -151,19 +161,16 @@ impl Shown {
         server_name: &str,
     ) -> Result<(), Failure> {
         if self.lock().chain == certificate.chain {
+            if self.descriptor.load().server_name != server_name {
+                self.describe(None, server_name);
+            }
             return Ok(());
         }
         let in_force = InForce::new(origin, &certificate);
         let identity = TlsIdentity { chain: certificate.chain, key: certificate.key };
         let pin = relay.set_identity(&identity).map_err(state::unusable)?;
         *self.lock() = in_force;
-        let descriptor = Descriptor {
-            spki: Some(pin),
-            server_name: server_name.to_owned(),
-            ..self.descriptor.load().as_ref().clone()
-        };
-        self.descriptor.store(Arc::new(descriptor.clone()));
-        let written = state::write_descriptor(&self.state_folder, &descriptor);
+        self.describe(Some(pin), server_name);
         tracing::info!(
             origin = origin.name(),
             %pin,
@@ -172,7 +179,20 @@ impl Shown {
             "new connections are shown another certificate"
         );
         self.tell();
-        // It is in force all the same.
+        Ok(())
+    }
+
+    /// Tells clients this name and, where it is another one now, this pin. It is in force even where that cannot be
+    /// written.
+    fn describe(&self, pin: Option<SpkiPin>, server_name: &str) {
+        let before = self.descriptor.load_full();
+        let spki = pin.or(before.spki);
+        let descriptor = Descriptor { spki, server_name: server_name.to_owned(), ..before.as_ref().clone() };
+        self.descriptor.store(Arc::new(descriptor.clone()));
+        let written = state::write_descriptor(&self.state_folder, &descriptor);
+        if before.server_name != server_name {
+            tracing::info!(server_name, before = before.server_name, "clients are told another server_name");
+        }
         if let Err(Failure { error, .. }) = written {
             let error = format!("{error:#}");
             tracing::error!(
@@ -180,7 +200,6 @@ impl Shown {
                 "relay.json still tells of the last certificate: mend that, and start the relay anew"
             );
         }
-        Ok(())
     }
 
     /// Where it comes from.
@@ -190,8 +209,15 @@ impl Shown {
 
     /// In a line, for people.
     pub(super) fn detail(&self) -> String {
-        let expires = self.expires().map_or_else(|| "nobody knows when".into(), show_unix);
-        format!("{}, expires {expires}", self.origin().name())
+        let in_force = self.lock();
+        let origin = in_force.origin.name();
+        match in_force.expiry.0 {
+            Some((_, until)) if until <= self.now() => {
+                format!("{origin}, {EXPIRED}, on {}", show_unix(until))
+            }
+            Some((_, until)) => format!("{origin}, expires {}", show_unix(until)),
+            None => format!("{origin}, expires nobody knows when"),
+        }
     }
 
     /// From when until when it is valid, where an authority has signed it.
@@ -219,11 +245,7 @@ impl Shown {
         let expires = in_force.expiry.0.map(|(_, until)| show_unix(until));
         let origin = in_force.origin.name();
         if days == 0 {
-            tracing::error!(
-                expires,
-                origin,
-                "the certificate has expired: clients that do not pin its key refuse it"
-            );
+            tracing::error!(expires, origin, "the certificate {EXPIRED}");
         } else {
             tracing::warn!(expires, origin, "the certificate expires within {days} d");
         }

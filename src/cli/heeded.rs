@@ -153,7 +153,6 @@ mod tests {
         "admin.cert_path",
         "admin.key_path",
         "admin.allow_cleartext",
-        "log.otlp_url",
         "security.webhook_url",
         "security.webhook_secret",
         "security.webhook_secret_file",
@@ -221,13 +220,24 @@ mod tests {
         let guard = config::Guard { max_sources: 5000, ..config.guard.clone() };
         let Admission { self_certified, max_token_lifetime, .. } = admission(&config.relay);
         format!(
-            "{self_certified:?} {max_token_lifetime:?} {:?} {:?} {guard:?} {:?} {:?} {:?}",
+            "{self_certified:?} {max_token_lifetime:?} {:?} {:?} {:?} {guard:?} {:?} {:?} {:?}",
+            config.relay.server_name,
             config.relay.devices,
             config.relay.issuers,
             config.log.level,
             live_limits(&config.relay),
             event_settings(&config.security),
         )
+    }
+
+    #[test]
+    fn r8_every_key_is_shown_to_be_heeded_or_not_in_one_place() {
+        let mut shown: Vec<&str> = OTHERS.iter().map(|(path, _)| *path).collect();
+        shown.extend(ELSEWHERE);
+        shown.sort_unstable();
+        let mut keys: Vec<String> = example_keys().into_iter().map(|key| key.path).collect();
+        keys.sort_unstable();
+        assert_eq!(shown, keys);
     }
 
     #[test]

@@ -243,15 +243,20 @@ impl Watched {
     }
 }
 
-/// Where the files lie, and where they really lie.
+/// Where the files lie, where they really lie, and where the links on the way to them lie.
 fn folders<'a>(files: impl Iterator<Item = &'a Path>) -> BTreeSet<PathBuf> {
     let parent = |path: &Path| match path.parent() {
         Some(folder) if folder.as_os_str().is_empty() => Some(PathBuf::from(".")),
         folder => folder.map(Path::to_owned),
     };
     files
-        .flat_map(|file| [parent(file), fs::canonicalize(file).ok().as_deref().and_then(parent)])
-        .flatten()
+        .flat_map(|file| {
+            let links = file.ancestors().skip(1).filter(|above| above.is_symlink()).filter_map(parent);
+            [parent(file), fs::canonicalize(file).ok().as_deref().and_then(parent)]
+                .into_iter()
+                .flatten()
+                .chain(links.collect::<Vec<_>>())
+        })
         .collect()
 }
 

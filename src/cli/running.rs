@@ -43,6 +43,8 @@ pub(super) struct Running {
     ops: OpsServer,
     /// For its end.
     admin: AdminServer,
+    /// What an authority is asked to certify; none: it is not asked.
+    domains: Vec<String>,
     readiness: Readiness,
     security: SecurityEvents,
     webhooks: Webhooks,
@@ -179,7 +181,7 @@ impl Running {
         readiness.watch(move || vec![Check::new("certificate", true, watched.detail(), NotReady::Starting)]);
         let named = wanted.public.as_ref().map(|public| public.host.clone());
         let hosts =
-            Hosts::new(ops.allowed_hosts.into_iter().chain(named).chain([descriptor.server_name.clone()]));
+            Hosts::new(ops.allowed_hosts.into_iter().chain(named)).and_of(certificate.descriptor().clone());
         let shown = metrics.clone();
         let answers = Answers::default();
         let open = answers.clone();
@@ -217,6 +219,7 @@ impl Running {
         });
         listen_for_administrators(&mut admin, administered).await?;
         let descriptor_path = state::write_descriptor(&folder, &descriptor)?;
+        let domains = acme.domains.clone();
         let renewal = (!acme.domains.is_empty())
             .then(|| Renewal::start(acme, folder, answers, measured, certificate.acme_validity()));
         readiness.set_ready();
@@ -224,6 +227,7 @@ impl Running {
             relay,
             ops,
             admin,
+            domains,
             readiness,
             metrics,
             security,
@@ -243,7 +247,13 @@ impl Running {
         if let Err(error) = self.relay.set_limits(live_limits(&config.relay)) {
             tracing::error!(%error, "the limits cannot be changed; the last ones stay");
         }
-        self.certificate.apply(&self.relay, config.relay.certificate, &config.relay.server_name);
+        let current = self.descriptor();
+        // Another name may be that of other domains, which are asked for from the next start on.
+        let is_coming = config.relay.certificate.is_none()
+            && !self.domains.is_empty()
+            && !config::covers(&self.domains, &config.relay.server_name);
+        let server_name = if is_coming { &current.server_name } else { &config.relay.server_name };
+        self.certificate.apply(&self.relay, config.relay.certificate, server_name);
         self.security.configure(event_settings(&config.security));
         if let Err(error) = self.webhooks.send_to(config.security.webhook) {
             tracing::error!(%error, "security events cannot be sent");
@@ -252,15 +262,12 @@ impl Running {
         self.show_to_administrators(config.admin.certificate);
     }
 
-    /// Whether it is HTTPS or HTTP that is spoken was decided when the address was listened on.
+    /// Whether it is HTTPS or HTTP that is spoken was decided when the address was listened on: where that is to change,
+    /// whoever read the configuration has told that it takes a restart.
     fn show_to_administrators(&self, certificate: Option<Certificate>) {
         match certificate.map(admin_tls).transpose() {
             Ok(Some(tls)) => {
-                if !self.admin.set_tls(tls) {
-                    tracing::warn!(
-                        "the admin port goes on as it is; it has a certificate from the next start on"
-                    );
-                }
+                self.admin.set_tls(tls);
             }
             Ok(None) => {}
             Err(error) => {
@@ -281,6 +288,10 @@ impl Running {
 
     /// Shows a certificate of an authority's from now on.
     pub(super) fn show(&self, certificate: Certificate) {
+        if self.certificate.origin() == Origin::Files {
+            tracing::info!("the authority's certificate is not shown: the configuration names files by now");
+            return;
+        }
         let name = self.descriptor().server_name.clone();
         if let Err(Failure { error, .. }) =
             self.certificate.put(&self.relay, Origin::Acme, certificate, &name)

@@ -20,6 +20,8 @@ use crate::config::{self, MAX_SOCKET_BYTES, Sources};
 /// are slow. Below what service managers grant.
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// Run the relay
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -93,7 +95,8 @@ impl Serve {
         running.announce();
         service::ready(&running.status());
         let mut renewal = running.renewal();
-        let mut hourly = tokio::time::interval(Duration::from_secs(3600));
+        // The start has looked already.
+        let mut hourly = tokio::time::interval_at(tokio::time::Instant::now() + HOUR, HOUR);
         let lost = {
             let alive = service::feed_watchdog(
                 sd_notify::watchdog_enabled(),

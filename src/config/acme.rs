@@ -135,7 +135,7 @@ impl Acme {
             let first = domains.iter().find(|domain| !domain.starts_with("*."));
             match (named, first) {
                 (false, Some(first)) => relay.server_name.clone_from(first),
-                _ if domains.iter().any(|domain| covers(domain, &relay.server_name)) => {}
+                _ if covers(&domains, &relay.server_name) => {}
                 _ => {
                     let reason = format!(
                         "none of them is for server_name, {:?}, which clients check",
@@ -150,14 +150,16 @@ impl Acme {
     }
 }
 
-/// Whether a certificate for this domain is for that name.
-fn covers(domain: &str, name: &str) -> bool {
+/// Whether a certificate for these domains is for that name.
+pub fn covers(domains: &[String], name: &str) -> bool {
     let parent = name.split_once('.').map(|(_, parent)| parent);
-    domain.eq_ignore_ascii_case(name)
-        || domain
-            .strip_prefix("*.")
-            .zip(parent)
-            .is_some_and(|(zone, parent)| zone.eq_ignore_ascii_case(parent))
+    domains.iter().any(|domain| {
+        domain.eq_ignore_ascii_case(name)
+            || domain
+                .strip_prefix("*.")
+                .zip(parent)
+                .is_some_and(|(zone, parent)| zone.eq_ignore_ascii_case(parent))
+    })
 }
 
 fn domains(value: &Value) -> Result<Vec<String>, String> {

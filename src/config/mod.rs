@@ -34,7 +34,7 @@ use std::{
 
 use toml::Table;
 
-pub use acme::{Acme, Challenge};
+pub use acme::{Acme, Challenge, covers};
 pub use address::PublicAddr;
 pub use admin::{Admin, DEFAULT_ADMIN_PORT, MAX_SOCKET_BYTES};
 pub use certificate::Certificate;

@@ -239,17 +239,20 @@ impl Settings {
         }
     }
 
-    /// Which keys have other values than before; a list counts as one.
+    /// Which keys have other values than before; a list counts as one. Of [`REPLACED`], one that has come or gone is not
+    /// heeded before a restart.
     pub fn changed_since(&self, before: &Self) -> Changed {
         let mut changed = Changed::default();
         for key in example::keys() {
             let path = match key.path.rsplit_once('.') {
                 Some((list, _)) if key.is_in_list => list,
-                _ => &key.path,
+                _ => key.path.as_str(),
             };
             let default = Some(&key.value).filter(|_| key.is_default && !key.is_in_list);
             let value = |settings: &Self| get(&settings.values, path).or(default).map(Value::to_string);
-            let list = if key.is_live { &mut changed.live } else { &mut changed.restart };
+            let comes_or_goes = REPLACED.contains(&path) && self.is_set(path) != before.is_set(path);
+            let is_live = key.is_live && !comes_or_goes;
+            let list = if is_live { &mut changed.live } else { &mut changed.restart };
             if value(self) != value(before) && !list.iter().any(|seen| seen == path) {
                 list.push(path.to_owned());
             }
@@ -257,6 +260,9 @@ impl Settings {
         changed
     }
 }
+
+/// Keys that a running relay heeds where they are set before and after: HTTP does not become HTTPS while it is served.
+const REPLACED: [&str; 2] = ["admin.cert_path", "admin.key_path"];
 
 fn get<'a>(table: &'a Table, path: &str) -> Option<&'a Value> {
     match path.split_once('.') {
@@ -315,6 +321,20 @@ mod tests {
         let other = changed(&text.replace('7', "8"), &["relay.listen_port=1", "guard.retry_above=1"]);
         assert_eq!(other.live, ["relay.tier", "guard.retry_above"]);
         assert_eq!(other.restart, ["relay.listen_port"]);
+    }
+
+    #[test]
+    fn r8_a_certificate_for_administrators_is_replaced_live_and_comes_and_goes_by_a_restart() {
+        let with = "[admin]\nlisten_addr = \"::1\"\ncert_path = \"a\"\nkey_path = \"b\"\n";
+        let without = "[admin]\nlisten_addr = \"::1\"\n";
+        let changed = |before: &str, after: &str| settings(after, &[]).changed_since(&settings(before, &[]));
+        let other = changed(with, &with.replace("\"a\"", "\"c\""));
+        assert_eq!((other.live.len(), other.restart.len()), (1, 0), "{other:?}");
+        for (before, after) in [(with, without), (without, with)] {
+            let changed = changed(before, after);
+            assert_eq!(changed.restart, ["admin.cert_path", "admin.key_path"]);
+            assert_eq!(changed.live, [""; 0]);
+        }
     }
 
     #[test]

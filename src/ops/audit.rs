@@ -8,6 +8,7 @@
 //! line goes into a new one, and the chain goes on. A line that a crash cut off is ended, and the next one says so.
 
 use std::{
+    fmt,
     fs::{self, File, OpenOptions},
     io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
@@ -99,11 +100,7 @@ impl Audit {
     pub fn open(folder: &Path, clock: Clock) -> io::Result<Self> {
         let path = folder.join(FILE_NAME);
         let known = read_head(folder)?;
-        let headless = match &known {
-            Head::Unreadable => Some("cannot be read"),
-            Head::Missing => Some("is missing"),
-            Head::NotAsked | Head::At(..) => None,
-        };
+        let lost_head = known.fault();
         let known = known.end();
         let mut file = open(&path)?;
         let (last, torn) = end_of(&mut file)?;
@@ -127,11 +124,10 @@ impl Audit {
             tracing::warn!(bytes = torn.len(), "the audit log's last line was cut off by a crash");
             audit.record(&Actor::relay(), TORN, &detail, "noted")?;
         }
-        // Between the very first line and its head there may have been a crash.
-        if let Some(how) = headless.filter(|how| audit.last() > 1 || *how == "cannot be read") {
+        if let Some(how) = lost_head.filter(|how| how.is_loss(audit.last())) {
             let detail =
                 format!("{HEAD_NAME} {how}: nobody can tell whether lines are missing before this one");
-            tracing::error!(how, "what says where the audit log ends is lost");
+            tracing::error!(%how, "what says where the audit log ends is lost");
             audit.record(&Actor::relay(), "head_lost", &detail, "noted")?;
         }
         if let Some((first, last)) = lost {
@@ -302,7 +298,42 @@ pub enum Head {
     At(u64, String),
 }
 
+/// What is wrong with [`HEAD_NAME`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HeadFault {
+    Missing,
+    Unreadable,
+}
+
+impl HeadFault {
+    /// Whether something was lost, in a log that ends with this line: between the very first one and its head there may
+    /// have been a crash.
+    const fn is_loss(self, last: u64) -> bool {
+        match self {
+            Self::Missing => last > 1,
+            Self::Unreadable => true,
+        }
+    }
+}
+
+impl fmt::Display for HeadFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "is missing",
+            Self::Unreadable => "cannot be read",
+        })
+    }
+}
+
 impl Head {
+    const fn fault(&self) -> Option<HeadFault> {
+        match self {
+            Self::Missing => Some(HeadFault::Missing),
+            Self::Unreadable => Some(HeadFault::Unreadable),
+            Self::NotAsked | Self::At(..) => None,
+        }
+    }
+
     fn end(self) -> Option<End> {
         match self {
             Self::At(seq, hash) => Some(End { seq, hash }),
@@ -432,10 +463,10 @@ pub fn verify(log: &Log, expected: Option<&(u64, String)>) -> io::Result<Report>
         Head::At(seq, _) if !head_seen => {
             report.faults.push(format!("the log ends with line {}: there were {seq}", report.last));
         }
-        Head::Unreadable => report.faults.push(format!("{HEAD_NAME} cannot be read: {unseen}")),
-        // Between the very first line and its head there may have been a crash.
-        Head::Missing if report.last > 1 => report.faults.push(format!("{HEAD_NAME} is missing: {unseen}")),
-        _ => {}
+        head => {
+            let lost = head.fault().filter(|how| how.is_loss(report.last));
+            report.faults.extend(lost.map(|how| format!("{HEAD_NAME} {how}: {unseen}")));
+        }
     }
     if !expected_seen && let Some((seq, _)) = expected {
         report.faults.push(format!("line {seq}, which is expected, is not there"));

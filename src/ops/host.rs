@@ -6,6 +6,7 @@
 
 use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
+use arc_swap::ArcSwap;
 use axum::{
     extract::{Request, State},
     http::{StatusCode, header},
@@ -14,6 +15,7 @@ use axum::{
 };
 
 use super::problem::problem;
+use crate::wire::Descriptor;
 
 /// Domains that the public DNS never has (RFC 6761, RFC 6762, RFC 8375, and ICANN's for private use).
 const PRIVATE_DOMAINS: [&str; 4] = [".localhost", ".local", ".internal", ".home.arpa"];
@@ -27,13 +29,21 @@ struct Names {
     any: bool,
     /// In lower case.
     known: HashSet<String>,
+    /// Whose name is one more, as it is now.
+    described: Option<Arc<ArcSwap<Descriptor>>>,
 }
 
 impl Hosts {
     /// These names besides those that nobody else can have; `*` for all names there are.
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
         let known: HashSet<String> = names.into_iter().map(|name| name.to_ascii_lowercase()).collect();
-        Self(Arc::new(Names { any: known.contains("*"), known }))
+        Self(Arc::new(Names { any: known.contains("*"), known, described: None }))
+    }
+
+    /// The same, and the name of the relay that is described there, whatever it is when somebody asks.
+    pub fn and_of(self, described: Arc<ArcSwap<Descriptor>>) -> Self {
+        let Names { any, known, .. } = self.0.as_ref();
+        Self(Arc::new(Names { any: *any, known: known.clone(), described: Some(described) }))
     }
 
     /// Whether a request to this host, with or without a port, is meant for this server.
@@ -48,6 +58,7 @@ impl Hosts {
             || name.parse::<IpAddr>().is_ok()
             || PRIVATE_DOMAINS.iter().any(|domain| name.ends_with(domain))
             || self.0.known.contains(&name)
+            || self.0.described.as_ref().is_some_and(|it| it.load().server_name.eq_ignore_ascii_case(&name))
     }
 }
 
@@ -66,6 +77,7 @@ pub(super) async fn check(State(hosts): State<Hosts>, request: Request, next: Ne
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::RelayId;
 
     #[test]
     fn names_that_a_stranger_could_own_are_refused() {
@@ -102,5 +114,23 @@ mod tests {
             assert!(!hosts.has(host), "{host}");
         }
         assert!(Hosts::new(["*".to_owned()]).has("evil.example"));
+    }
+
+    #[test]
+    fn r8_the_relays_own_name_is_the_one_that_clients_are_told_now() {
+        let described = |name: &str| Descriptor {
+            addr: "192.0.2.1".into(),
+            port: 4433,
+            server_name: name.into(),
+            spki: None,
+            relay_id: RelayId([1; 16]),
+            region: None,
+        };
+        let shown = Arc::new(ArcSwap::from_pointee(described("a.example")));
+        let hosts = Hosts::new(["c.example".to_owned()]).and_of(shown.clone());
+        let has = |name: &str| hosts.has(name);
+        assert!(has("A.example:9433") && !has("b.example") && has("c.example"));
+        shown.store(Arc::new(described("b.example")));
+        assert!(!has("a.example") && has("b.example") && has("c.example"));
     }
 }

@@ -194,4 +194,13 @@ fn r8_the_certificate_for_administrators_changes_while_it_runs_and_the_last_good
     put("key.pem", &third.1);
     relay.process.line_with("configuration read again");
     assert!(trusts("third") && !trusts("second"));
+
+    // HTTPS does not become HTTP while it runs: it goes on, and the log names the keys that wait for a restart.
+    let text = fs::read_to_string(&config).unwrap();
+    let without = text.replace("cert_path = \"chain.pem\"\nkey_path = \"key.pem\"\n", "");
+    assert_ne!(without, text);
+    put("relay.toml", &without);
+    let told = relay.process.line_with("keys have changed that are read at the next start");
+    assert!(told.contains("admin.cert_path, admin.key_path"), "{told}");
+    assert!(trusts("third"));
 }

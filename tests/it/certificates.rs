@@ -16,8 +16,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A chain and a key in PEM, for this name, until this year.
 fn certificate(name: &str, until: i32) -> (String, String) {
+    certificate_for(&[name], until)
+}
+
+/// The same, for several names.
+fn certificate_for(names: &[&str], until: i32) -> (String, String) {
     let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = rcgen::CertificateParams::new(names).unwrap();
     params.not_before = rcgen::date_time_ymd(2020, 1, 1);
     params.not_after = rcgen::date_time_ymd(until, 1, 1);
     (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
@@ -36,6 +42,9 @@ fn config(more: &str) -> String {
          {more}[ops]\nlisten_port = 0\n"
     )
 }
+
+/// What the log says when there is one.
+const ANOTHER: &str = "new connections are shown another certificate";
 
 const FILES: &str = "quic_cert_path = \"chain.pem\"\nquic_key_path = \"key.pem\"\n";
 
@@ -123,7 +132,7 @@ async fn r8_a_renewed_certificate_is_shown_to_new_clients_and_sessions_go_on() {
     served.connect(&before, Role::Device).await.expect("the last good one is still shown");
 
     put(served.folder(), &other);
-    served.said("new connections are shown another certificate").await;
+    served.said(ANOTHER).await;
     let after = served.described();
     assert_eq!((served.expiry(), after["server_name"].as_str()), (unix(2101), Some("b.example")));
     assert_ne!(after["spki"], before["spki"]);
@@ -142,40 +151,103 @@ async fn r8_a_renewed_certificate_is_shown_to_new_clients_and_sessions_go_on() {
 
     // Without files the relay goes back to its own.
     fs::write(served.folder().join("relay.toml"), config("")).unwrap();
-    let said = served.said("new connections are shown another certificate").await;
+    let said = served.said(ANOTHER).await;
     assert!(said.contains("self-signed"), "{said}");
+    let shown = served.relay.process.seen.iter().filter(|line| line.contains(ANOTHER)).count();
+    assert_eq!(shown, 2, "{:#?}", served.relay.process.seen);
     let own = served.described();
     assert_eq!(own["server_name"], "zrc-relay");
     served.connect(&own, Role::Peer).await.unwrap();
     assert!(device.is_connected());
 }
 
-/// As certbot and Kubernetes do: what the configuration names is a link, and another one takes its place.
+/// As certbot and Kubernetes do: what the configuration names is a link, or lies behind one, and another one takes its
+/// place. The configuration lies elsewhere, so that its folder is watched for the links' sake alone.
+#[test]
+fn r8_a_certificate_behind_links_is_noticed() {
+    // What the configuration names, and each link with what it leads to for one version.
+    type Links = &'static [(&'static str, &'static str)];
+    let cases: [(&str, Links); 3] = [
+        (
+            "certs",
+            &[
+                ("certs/chain.pem", "../archive/VERSION/chain.pem"),
+                ("certs/key.pem", "../archive/VERSION/key.pem"),
+            ],
+        ),
+        ("certs", &[("certs/..data", "../archive/VERSION")]),
+        ("certs/current", &[("certs/current", "../archive/VERSION")]),
+    ];
+    for (named, links) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["etc", "certs", "archive", "archive/v1", "archive/v2"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        put(&at("archive/v1"), &certificate("a.example", 2100));
+        put(&at("archive/v2"), &certificate("a.example", 2102));
+        let link = |version: &str| {
+            for (name, to) in links {
+                std::os::unix::fs::symlink(to.replace("VERSION", version), at("certs/new")).unwrap();
+                fs::rename(at("certs/new"), at(name)).unwrap();
+            }
+        };
+        link("v1");
+        if links[0].0.ends_with("..data") {
+            for name in ["chain.pem", "key.pem"] {
+                std::os::unix::fs::symlink(format!("..data/{name}"), at("certs").join(name)).unwrap();
+            }
+        }
+        fs::write(at("etc/relay.toml"), config(&FILES.replace("= \"", &format!("= \"../{named}/")))).unwrap();
+        let config = at("etc/relay.toml").to_str().unwrap().to_owned();
+        let mut relay = Relay::start(&["serve", "--config", &config], tempfile::tempdir().unwrap());
+        let expires = |relay: &Relay, year| {
+            let wanted = format!("\nzrc_relay_certificate_expiry_timestamp_seconds {}\n", unix(year));
+            relay.get("/metrics").1.contains(&wanted)
+        };
+        assert!(expires(&relay, 2100), "{links:?}");
+        link("v2");
+        relay.process.line_with(ANOTHER);
+        assert!(expires(&relay, 2102), "{links:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn r8_a_certificate_behind_links_is_noticed() {
+async fn r8_another_server_name_is_told_while_it_runs() {
+    const TOLD: &str = "clients are told another server_name";
     let folder = tempfile::tempdir().unwrap();
-    for (name, year) in [("v1", 2100), ("v2", 2102)] {
-        fs::create_dir(folder.path().join(name)).unwrap();
-        put(&folder.path().join(name), &certificate("a.example", year));
+    put(folder.path(), &certificate_for(&["a.example", "b.example"], 2100));
+    let mut served = Served::start_with(folder);
+    let before = served.described();
+    assert_eq!(before["server_name"], "a.example");
+    let path = served.folder().join("relay.toml");
+    let device = served.connect(&before, Role::Device).await.unwrap();
+    let named =
+        |files: &str, name: &str| fs::write(&path, config(&format!("{files}server_name = {name:?}\n")));
+    // Of the same certificate.
+    named(FILES, "b.example").unwrap();
+    served.said(TOLD).await;
+    let after = served.described();
+    assert_eq!((&after["server_name"], &after["spki"]), (&"b.example".into(), &before["spki"]));
+    // One that the certificate is not for changes nothing.
+    named(FILES, "c.example").unwrap();
+    let fault = served.said("fault in the configuration").await;
+    assert!(fault.contains("relay.server_name"), "{fault}");
+    assert_eq!(served.described(), after);
+    // Its own certificate is made for each.
+    for name in ["c.example", "d.example"] {
+        named("", name).unwrap();
+        served.said(TOLD).await;
+        let said = served.said(ANOTHER).await;
+        assert!(said.contains("self-signed") && said.contains(name), "{said}");
+        let own = served.described();
+        assert_eq!(own["server_name"], name);
+        served.connect(&own, Role::Peer).await.expect("the pin of its own");
     }
-    let link = |to: &str| {
-        let (new, live) = (folder.path().join("new-link"), folder.path().join("live"));
-        std::os::unix::fs::symlink(to, &new).unwrap();
-        fs::rename(new, live).unwrap();
-    };
-    link("v1");
-    let path = folder.path().join("relay.toml");
-    fs::write(&path, config(&FILES.replace("= \"", "= \"live/"))).unwrap();
-    // The folder itself is what is watched where the files are reached through it.
-    for name in ["chain.pem", "key.pem"] {
-        std::os::unix::fs::symlink(format!("live/{name}"), folder.path().join(name)).unwrap();
-    }
-    fs::write(&path, config(FILES)).unwrap();
-    let other = tempfile::tempdir().unwrap();
-    let mut relay = Relay::start(&["serve", "--config", path.to_str().unwrap()], other);
-    link("v2");
-    tokio::task::block_in_place(|| relay.process.line_with("new connections are shown another certificate"));
-    assert!(relay.get("/metrics").1.contains(&format!("expiry_timestamp_seconds {}", unix(2102))));
+    assert!(device.is_connected());
+    // No restart was asked for.
+    let restart = "keys have changed that are read at the next start";
+    assert!(!served.relay.process.seen.iter().any(|line| line.contains(restart)));
 }
 
 #[test]
@@ -190,6 +262,13 @@ fn r7_2_a_certificate_that_has_expired_is_said() {
     let seen = relay.process.seen.iter().find(|line| line.contains(words)).cloned();
     let said = seen.unwrap_or_else(|| relay.process.line_with(words));
     assert!(said.contains("ERROR") && said.contains("2021-01-01"), "{said}");
+    // Once, until an hour has gone by.
+    relay.process.signal("HUP");
+    relay.process.line_with("configuration read again");
+    relay.process.signal("TERM");
+    assert!(relay.process.end().success());
+    let times = relay.process.seen.iter().filter(|line| line.contains(words)).count();
+    assert_eq!(times, 1, "{:#?}", relay.process.seen);
 }
 
 /// A certificate for the relay's own key, as it has signed one 400 s ago that it signs anew `lead_secs` from now.
@@ -222,7 +301,7 @@ fn r7_2_its_own_certificate_is_signed_anew_while_it_runs() {
             // The start took longer than that, and it was renewed then.
             continue;
         }
-        relay.process.line_with("new connections are shown another certificate");
+        relay.process.line_with(ANOTHER);
         let (_, metrics) = relay.get("/metrics");
         let expiry = metrics.lines().find_map(|line| line.strip_prefix(METRIC)?.strip_prefix(' '));
         let expiry: u64 = expiry.unwrap().parse().unwrap();
@@ -247,6 +326,10 @@ async fn r7_2_past_the_end_of_its_certificate_a_relay_serves_those_who_pin_its_k
     let served = Served::start_with(folder);
     assert_eq!(served.expiry(), unix(2021));
     served.connect(&served.described(), Role::Device).await.expect("pinned");
-    let (status, ready) = served.relay.get("/ready?verbose");
-    assert!(status == 200 && ready.contains("expires 2021-01-01"), "{status} {ready}");
+    assert_eq!(served.relay.get("/ready").0, 200);
+    let ready: serde_json::Value = serde_json::from_str(&served.relay.get("/readyz?verbose").1).unwrap();
+    let checks = ready["checks"].as_array().unwrap();
+    let certificate = checks.iter().find(|check| check["name"] == "certificate").unwrap();
+    let said = certificate["detail"].as_str().unwrap();
+    assert!(said.contains("has expired") && said.contains("2021-01-01"), "{said}");
 }
