@@ -222,21 +222,23 @@ async fn r8_another_server_name_is_told_while_it_runs() {
     assert_eq!(before["server_name"], "a.example");
     let path = served.folder().join("relay.toml");
     let device = served.connect(&before, Role::Device).await.unwrap();
-    let named =
-        |files: &str, name: &str| fs::write(&path, config(&format!("{files}server_name = {name:?}\n")));
+    let named = |files: &str, name: &str| {
+        fs::write(path.with_extension("new"), config(&format!("{files}server_name = {name:?}\n"))).unwrap();
+        fs::rename(path.with_extension("new"), &path).unwrap();
+    };
     // Of the same certificate.
-    named(FILES, "b.example").unwrap();
+    named(FILES, "b.example");
     served.said(TOLD).await;
     let after = served.described();
     assert_eq!((&after["server_name"], &after["spki"]), (&"b.example".into(), &before["spki"]));
     // One that the certificate is not for changes nothing.
-    named(FILES, "c.example").unwrap();
+    named(FILES, "c.example");
     let fault = served.said("fault in the configuration").await;
     assert!(fault.contains("relay.server_name"), "{fault}");
     assert_eq!(served.described(), after);
     // Its own certificate is made for each.
     for name in ["c.example", "d.example"] {
-        named("", name).unwrap();
+        named("", name);
         served.said(TOLD).await;
         let said = served.said(ANOTHER).await;
         assert!(said.contains("self-signed") && said.contains(name), "{said}");
