@@ -22,6 +22,7 @@
 //! | `acme` | certificates from an authority that speaks ACME | HTTP |
 //! | `config` | TOML to checked types, all faults at once | files |
 //! | `telemetry` | the log: lines from events, and its level while it runs | none |
+//! | `https` | whom the relay and its commands trust when they ask others over HTTPS | files |
 //! | `geoip` | which country an address is in, by the operator's database | none |
 //! | `metrics` | every metric, declared once, handles cached | none |
 //! | `cli` | a file per command; `cli::running` puts the pieces together | all |
@@ -119,6 +120,8 @@ pub mod config;
 pub mod geoip;
 #[cfg(feature = "server")]
 pub mod guard;
+#[cfg(feature = "server")]
+mod https;
 #[cfg(feature = "server")]
 pub mod metrics;
 #[cfg(feature = "server")]

@@ -1,6 +1,6 @@
 //! HTTP towards the authority, with the TLS of everything else here.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, time::Duration};
 
 use axum::http::{Request, Response};
 use bytes::{Bytes, BytesMut};
@@ -10,6 +10,7 @@ use reqwest::redirect;
 use rustls::pki_types::CertificateDer;
 
 use super::AcmeError;
+use crate::https::{self, Trusted};
 
 /// For one request, from name look-up to the end of the answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,16 +23,8 @@ pub(super) struct Http(reqwest::Client);
 impl Http {
     /// Trusts these beside what the system trusts.
     pub(super) fn new(roots: &[CertificateDer<'static>]) -> Result<Self, AcmeError> {
-        let mut trusted = rustls::RootCertStore::empty();
-        trusted.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        trusted.add_parsable_certificates(roots.iter().cloned());
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(trusted)
-            .with_no_client_auth();
         let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
+            .tls_backend_preconfigured(https::client(Trusted::SystemAnd(roots))?)
             .https_only(true)
             .http1_only()
             .redirect(redirect::Policy::none())

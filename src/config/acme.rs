@@ -7,11 +7,12 @@ use std::{
 };
 
 use reqwest::Url;
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use rustls::pki_types::{CertificateDer, ServerName};
 use toml::{Table, Value};
 
 use super::{
-    DAY, Fault, MAX_PEM_BYTES, Relay,
+    DAY, Fault, Relay,
+    certificate::certificates,
     read::{self, Reason, Section},
 };
 
@@ -201,12 +202,7 @@ fn directory(value: &Value) -> Result<String, &'static str> {
 }
 
 fn roots(value: &Value, folder: &Path) -> Result<Vec<CertificateDer<'static>>, Reason> {
-    let pem = read::file(&folder.join(read::text(value)?), MAX_PEM_BYTES)?;
-    let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    match found {
-        Ok(found) if !found.is_empty() => Ok(found),
-        _ => Err("the file holds no certificate (PEM)".into()),
-    }
+    certificates(&folder.join(read::text(value)?))
 }
 
 #[cfg(test)]

@@ -6,18 +6,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use toml::{Table, Value};
 
 use super::{
-    Certificate, Fault, MAX_PEM_BYTES,
-    read::{self, Reason, Section},
+    Certificate, Fault, certificate,
+    read::{self, Section},
 };
 
 /// The TCP port of the admin API, beside that of health and metrics.
 pub const DEFAULT_ADMIN_PORT: u16 = 9434;
 /// What a socket's path comes to at most (`sun_path`).
 pub const MAX_SOCKET_BYTES: usize = 100;
+
+const CERTIFICATE: certificate::Keys = certificate::Keys {
+    chain: "cert_path",
+    key: "key_path",
+    chain_example: r#""/etc/zrc-relay/admin.pem""#,
+    key_example: r#""/etc/zrc-relay/admin.key""#,
+};
 
 /// The section `[admin]`. Without any of its keys nobody can administer anything.
 #[derive(Default)]
@@ -63,8 +69,7 @@ impl Admin {
         let port =
             admin.read("listen_port", "9434", read::number(0..=u16::MAX)).unwrap_or(DEFAULT_ADMIN_PORT);
         let token_file = admin.read("token_file", r#""/etc/zrc-relay/admin.tokens""#, path);
-        let mut key_files = Vec::new();
-        let certificate = read_certificate(&mut admin, folder, &mut key_files);
+        let (certificate, key_files) = certificate::read(&mut admin, &CERTIFICATE, folder);
         let cleartext = admin.read("allow_cleartext", "true", read::switch).unwrap_or(false);
         let has_tls = admin.was_given("cert_path") || admin.was_given("key_path");
         if let Some(addr) = addr.filter(|addr| !is_loopback(*addr) && !has_tls && !cleartext) {
@@ -89,47 +94,6 @@ impl Admin {
 
 fn is_loopback(addr: IpAddr) -> bool {
     addr.to_canonical().is_loopback()
-}
-
-/// Both files or neither. Adds their paths to those that are watched.
-fn read_certificate(
-    admin: &mut Section<'_>,
-    folder: &Path,
-    key_files: &mut Vec<PathBuf>,
-) -> Option<Certificate> {
-    let mut path = |value: &Value| {
-        let path = folder.join(read::text(value)?);
-        key_files.push(path.clone());
-        Ok::<_, Reason>(path)
-    };
-    let chain = admin.read("cert_path", r#""/etc/zrc-relay/admin.pem""#, |value| {
-        let pem = read::file(&path(value)?, MAX_PEM_BYTES)?;
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-            .collect::<Result<_, _>>()
-            .map_err(|error| format!("the file holds no certificate (PEM): {error}"))?;
-        if chain.is_empty() {
-            return Err("the file holds no certificate (PEM)".into());
-        }
-        Ok::<_, Reason>(chain)
-    });
-    let key = admin.read("key_path", r#""/etc/zrc-relay/admin.key""#, |value| {
-        let pem = read::file(&path(value)?, MAX_PEM_BYTES)?;
-        PrivateKeyDer::from_pem_slice(&pem)
-            .map_err(|error| Reason::from(format!("the file holds no private key (PEM): {error}")))
-    });
-    for (one, other) in [("cert_path", "key_path"), ("key_path", "cert_path")] {
-        if admin.was_given(one) && !admin.was_given(other) {
-            let reason = "certificate and private key are needed, both or neither";
-            admin.fault(other, None, reason.into(), format!("{other} = \"/etc/zrc-relay/admin.pem\""));
-        }
-    }
-    let certificate = Certificate { chain: chain?, key: key? };
-    if let Err(error) = certificate.check() {
-        let reason = format!("the certificate and the key in key_path cannot be used together: {error}");
-        admin.fault("cert_path", None, reason, String::new());
-        return None;
-    }
-    Some(certificate)
 }
 
 #[cfg(test)]
@@ -184,7 +148,17 @@ mod tests {
         assert_eq!(with_tls.key_files, [cert_path.clone(), key_path.clone()]);
         assert_eq!(parse(&tls).unwrap_err()[0].0, "admin.listen_addr");
         let half = parse(&format!("listen_addr = \"::\"\ncert_path = {cert_path:?}\n")).unwrap_err();
-        assert_eq!(half[0].0, "admin.key_path");
+        assert_eq!((half.len(), half[0].0.as_str()), (1, "admin.key_path"));
+        // Another one's key, and a file with nothing in it.
+        let other = folder.path().join("o");
+        std::fs::write(&other, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        let unfit = format!("listen_addr = \"::1\"\ncert_path = {cert_path:?}\nkey_path = {other:?}\n");
+        let faults = parse(&unfit).unwrap_err();
+        assert_eq!((faults.len(), faults[0].0.as_str()), (1, "admin.cert_path"));
+        assert!(faults[0].1.contains("the key in key_path cannot be used together"), "{faults:?}");
+        std::fs::write(&other, "").unwrap();
+        let empty = format!("listen_addr = \"::1\"\ncert_path = {other:?}\nkey_path = {key_path:?}\n");
+        assert_eq!(parse(&empty).unwrap_err()[0].0, "admin.cert_path");
         let exchanged =
             format!("listen_addr = \"::1\"\ncert_path = {key_path:?}\nkey_path = {cert_path:?}\n");
         let keys: Vec<_> = parse(&exchanged).unwrap_err().into_iter().map(|(key, _)| key).collect();

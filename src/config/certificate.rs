@@ -1,4 +1,5 @@
-//! The relay's certificate: read from files, matched with its key and with the name that clients check.
+//! Certificates, the relay's and that for administrators: read from files, matched with their keys, and the relay's with the
+//! name that clients check.
 
 use std::{
     fmt,
@@ -18,7 +19,7 @@ use super::{
 };
 
 /// No chain of certificates comes near this.
-pub(super) const MAX_PEM_BYTES: u64 = 1 << 20;
+const MAX_PEM_BYTES: u64 = 1 << 20;
 
 /// A certificate chain, leaf first, and the leaf's key.
 pub struct Certificate {
@@ -35,53 +36,61 @@ impl fmt::Debug for Certificate {
     }
 }
 
+/// Under which keys a section names the two files, and what could stand there.
+pub(super) struct Keys {
+    pub(super) chain: &'static str,
+    pub(super) key: &'static str,
+    pub(super) chain_example: &'static str,
+    pub(super) key_example: &'static str,
+}
+
 /// Both files or neither; they are read here, so that what cannot be used is known before anything starts. Also answers
-/// with their paths.
-pub(super) fn read(relay: &mut Section<'_>, folder: &Path) -> (Option<Certificate>, Vec<PathBuf>) {
-    let path = |value: &Value| read::text(value).map(|path| folder.join(path));
-    let mut cert_path = None;
-    let mut key_path = None;
-    let chain = relay.read("quic_cert_path", r#""/etc/zrc-relay/fullchain.pem""#, |value| {
-        let path = cert_path.insert(path(value)?);
-        let pem = read::file(path, MAX_PEM_BYTES)?;
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-            .collect::<Result<_, _>>()
-            .map_err(|error| format!("the file holds no certificate (PEM): {error}"))?;
-        if chain.is_empty() {
-            Err("the file holds no certificate (PEM)".into())
-        } else {
-            Ok::<_, Reason>(chain)
-        }
+/// with their paths, good or bad.
+pub(super) fn read(
+    section: &mut Section<'_>,
+    keys: &Keys,
+    folder: &Path,
+) -> (Option<Certificate>, Vec<PathBuf>) {
+    let mut paths = Vec::new();
+    let mut path = |value: &Value| {
+        let path = folder.join(read::text(value)?);
+        paths.push(path.clone());
+        Ok::<_, Reason>(path)
+    };
+    let mut said = None;
+    let chain = section.read(keys.chain, keys.chain_example, |value| {
+        said = Some(value.clone());
+        certificates(&path(value)?)
     });
-    let key = relay.read("quic_key_path", r#""/etc/zrc-relay/privkey.pem""#, |value| {
-        let path = key_path.insert(path(value)?);
-        let pem = read::file(path, MAX_PEM_BYTES)?;
+    let key = section.read(keys.key, keys.key_example, |value| {
+        let pem = read::file(&path(value)?, MAX_PEM_BYTES)?;
         PrivateKeyDer::from_pem_slice(&pem)
             .map_err(|error| Reason::from(format!("the file holds no private key (PEM): {error}")))
     });
-    let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| Value::String(path.display().to_string()));
-    match (&cert_path, &key_path) {
-        (Some(_), None) => relay.fault(
-            "quic_key_path",
-            None,
-            "a certificate needs its private key".into(),
-            r#"quic_key_path = "/etc/zrc-relay/privkey.pem""#.into(),
-        ),
-        (None, Some(_)) => relay.fault(
-            "quic_cert_path",
-            None,
-            "a private key needs its certificate".into(),
-            r#"quic_cert_path = "/etc/zrc-relay/fullchain.pem""#.into(),
-        ),
-        _ => {}
+    for (one, other, example, reason) in [
+        (keys.chain, keys.key, keys.key_example, "a certificate needs its private key"),
+        (keys.key, keys.chain, keys.chain_example, "a private key needs its certificate"),
+    ] {
+        if section.was_given(one) && !section.was_given(other) {
+            section.fault(other, None, reason.into(), format!("{other} = {example}"));
+        }
     }
     let mut certificate = chain.zip(key).map(|(chain, key)| Certificate { chain, key });
     if let Some(Err(error)) = certificate.as_ref().map(Certificate::check) {
-        let reason = format!("the certificate and the key in quic_key_path cannot be used together: {error}");
-        relay.fault("quic_cert_path", shown(&cert_path).as_ref(), reason, String::new());
+        let reason = format!("the certificate and the key in {} cannot be used together: {error}", keys.key);
+        section.fault(keys.chain, said.as_ref(), reason, String::new());
         certificate = None;
     }
-    (certificate, cert_path.into_iter().chain(key_path).collect())
+    (certificate, paths)
+}
+
+/// What a PEM file has of certificates: one at least.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Reason> {
+    let pem = read::file(path, MAX_PEM_BYTES)?;
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("the file holds no certificate (PEM): {error}"))?;
+    if found.is_empty() { Err("the file holds no certificate (PEM)".into()) } else { Ok(found) }
 }
 
 /// The name that clients check: the configured one, else the certificate's first, else the default. A certificate

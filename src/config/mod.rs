@@ -38,7 +38,6 @@ pub use acme::{Acme, Challenge, covers};
 pub use address::PublicAddr;
 pub use admin::{Admin, DEFAULT_ADMIN_PORT, MAX_SOCKET_BYTES};
 pub use certificate::Certificate;
-use certificate::MAX_PEM_BYTES;
 pub use devices::{Device, Standing};
 pub use example::EXAMPLE;
 #[cfg(test)]

@@ -35,6 +35,13 @@ pub(super) const DEFAULT_RULES: Rules = Rules {
     pair_timeout: Duration::from_secs(120),
 };
 
+const CERTIFICATE: certificate::Keys = certificate::Keys {
+    chain: "quic_cert_path",
+    key: "quic_key_path",
+    chain_example: r#""/etc/zrc-relay/fullchain.pem""#,
+    key_example: r#""/etc/zrc-relay/privkey.pem""#,
+};
+
 /// The section `[relay]`.
 #[derive(Debug)]
 pub struct Relay {
@@ -97,7 +104,7 @@ pub(super) fn read_relay(table: Table, folder: &Path, faults: &mut Vec<Fault>) -
     let relay_id = relay.read("relay_id", &format!("{:?}", "0f".repeat(16)), |value| {
         read::text(value)?.parse::<RelayId>().map_err(|error| error.to_string())
     });
-    let (certificate, mut key_files) = certificate::read(&mut relay, folder);
+    let (certificate, mut key_files) = certificate::read(&mut relay, &CERTIFICATE, folder);
     let server_name = certificate::server_name(&mut relay, server_name, certificate.as_ref());
 
     let limit = |relay: &mut Section<'_>, key, example, default| {

@@ -23,6 +23,7 @@ use tokio::{task::JoinHandle, time::timeout};
 use super::events::{Heard, SecurityEvents, Subscription};
 use crate::{
     clock::{Clock, rfc3339},
+    https::{self, Trusted},
     metrics::{Metrics, WebhookOutcome},
     wire::RelayId,
 };
@@ -133,7 +134,7 @@ impl Webhook {
         metrics: Arc<Metrics>,
     ) -> Result<Self, WebhookError> {
         let client = Client::builder()
-            .tls_backend_preconfigured(tls()?)
+            .tls_backend_preconfigured(https::client(Trusted::System)?)
             .http1_only()
             // A redirect could lead the operator's events, and this machine's requests, anywhere.
             .redirect(redirect::Policy::none())
@@ -161,18 +162,6 @@ impl Drop for Webhook {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// TLS towards endpoints whose certificate this system trusts.
-fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut roots = rustls::RootCertStore::empty();
-    // With none, https fails and says why; http needs none.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }
 
 struct Sender {

@@ -3,7 +3,7 @@
 //! A thread of OpenTelemetry's own gathers them and sends them, by a client that blocks that thread and nothing else.
 //! Its queue is bounded: while a collector is slow or gone, spans are lost and the log says so.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
 use opentelemetry::{KeyValue, trace::TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
@@ -15,6 +15,8 @@ use reqwest::{Url, blocking::Client, redirect};
 use tracing::Subscriber;
 use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_subscriber::registry::LookupSpan;
+
+use crate::https::{self, Trusted};
 
 /// For one batch, from name look-up to status.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,7 +51,7 @@ impl Spans {
     /// # Errors
     /// [`OtlpError`].
     pub fn start(url: &Url) -> Result<Self, OtlpError> {
-        let tls = tls()?;
+        let tls = https::client(Trusted::System)?;
         // A blocking client is a runtime of its own, which must not be made on a thread that has one.
         let client = std::thread::spawn(move || {
             Client::builder()
@@ -89,15 +91,4 @@ impl Drop for Spans {
             tracing::warn!(%error, "the last spans could not be sent");
         }
     }
-}
-
-fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut roots = rustls::RootCertStore::empty();
-    // With none, https fails and says why; http needs none.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }

@@ -16,15 +16,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("clock", &["table"]),
     ("geoip", &[]),
     ("metrics", &["geoip", "table", "wire"]),
-    ("telemetry", &[]),
+    // Whom others are believed by.
+    ("https", &[]),
+    ("telemetry", &["https"]),
     // What both ends of a connection do to their transport.
     ("quic", &[]),
     // What the services stand on.
-    ("guard", &["clock", "metrics", "table", "wire"]),
+    ("guard", &["clock", "https", "metrics", "table", "wire"]),
     ("cluster", &["clock", "metrics", "table", "wire"]),
     ("store", &["clock", "metrics"]),
     // Asks an authority for certificates; what becomes of them is up to `cli`.
-    ("acme", &[]),
+    ("acme", &["https"]),
     // The services. They never name each other; what two of them share is handed to both by `cli`.
     ("relay", &["clock", "cluster", "guard", "metrics", "quic", "table", "wire"]),
     ("ops", &["clock", "cluster", "guard", "metrics", "store", "table", "telemetry", "wire"]),
@@ -46,6 +48,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "events",
             "geoip",
             "guard",
+            "https",
             "metrics",
             "ops",
             "queue",
@@ -139,6 +142,14 @@ fn the_top_of_the_tree_holds_only_what_belongs_there() {
         .filter(|name| !name.starts_with('.') && !is_generated(name) && !TOP_LEVEL.contains(&name.as_str()))
         .collect();
     assert!(strangers.is_empty(), "at the top of the tree: {strangers:?}; only {TOP_LEVEL:?} belong there");
+}
+
+/// What a system trusts is looked up where HTTPS servers are asked, and where relays are.
+#[test]
+fn one_module_says_whom_https_trusts() {
+    let found = source_files().into_iter().filter(|(_, text)| text.contains("rustls_native_certs"));
+    let found: BTreeSet<_> = found.map(|(path, _)| path).collect();
+    assert_eq!(found, ["client/trust.rs", "https.rs"].map(PathBuf::from).into_iter().collect());
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::{
     env,
     fmt::Write as _,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -17,6 +16,7 @@ use super::{
     super::{Exit, Failure, OrFail as _, files},
     place::configured_socket,
 };
+use crate::https::{self, Trusted};
 
 /// Where packages have the socket, and `relay.example.toml` suggests it.
 const DEFAULT_SOCKET: &str = "/run/zrc-relay/admin.sock";
@@ -116,24 +116,17 @@ impl Reach {
 }
 
 fn tls(ca: Option<&Path>) -> Result<rustls::ClientConfig, Failure> {
-    let mut roots = rustls::RootCertStore::empty();
-    match ca {
-        Some(path) => {
-            let pem = files::read_small(path, "certificate")?;
-            for certificate in CertificateDer::pem_slice_iter(&pem) {
-                let certificate = certificate.or_fail(Exit::Data, "--ca holds no certificate (PEM)")?;
-                roots.add(certificate).or_fail(Exit::Data, "--ca cannot be trusted")?;
-            }
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
+    let Some(path) = ca else {
+        return https::client(Trusted::System).or_fail(Exit::Software, "cannot speak TLS");
+    };
+    let pem = files::read_small(path, "certificate")?;
+    let cannot = "--ca holds no certificate (PEM)";
+    let found: Vec<_> =
+        CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().or_fail(Exit::Data, cannot)?;
+    if found.is_empty() {
+        return Err(Failure::new(Exit::Data, cannot));
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider);
-    let builder =
-        builder.with_safe_default_protocol_versions().or_fail(Exit::Software, "cannot speak TLS")?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    https::client(Trusted::Only(&found)).or_fail(Exit::Data, "--ca cannot be trusted")
 }
 
 impl Client {
