@@ -3,11 +3,18 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown, fchown,
+    },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ed25519_dalek::{SigningKey, pkcs8::DecodePrivateKey as _};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use zeroize::Zeroizing;
 
 use super::{Exit, Failure, OrFail as _, out};
@@ -19,6 +26,10 @@ pub const PUBLIC: u32 = 0o644;
 
 /// No key file and no descriptor comes near this.
 const MAX_INPUT_BYTES: u64 = 64 * 1024;
+
+/// How long somebody may hold a lock that takes milliseconds: ten seconds.
+const LOCK_TRIES: u32 = 200;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Makes a file that must not exist yet, with everything in it, on disk.
 ///
@@ -49,8 +60,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 /// # Errors
 /// As [`replace`].
 pub fn replace_for_owner(path: &Path, bytes: &[u8], mode: u32) -> io::Result<Option<u32>> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let wanted = fs::metadata(path).or_else(|_| fs::metadata(folder))?;
+    let wanted = fs::metadata(path).or_else(|_| fs::metadata(folder_of(path)))?;
     let temporary = beside(path)?;
     create_new(&temporary, bytes, mode)?;
     let ours = fs::metadata(&temporary).map(|made| made.uid());
@@ -60,6 +70,51 @@ pub fn replace_for_owner(path: &Path, bytes: &[u8], mode: u32) -> io::Result<Opt
     };
     finish(fs::rename(&temporary, path), &temporary, path)?;
     Ok(given.is_err().then(|| wanted.uid()))
+}
+
+/// A file that nobody else changes who asks for the same, until this is dropped.
+#[derive(Debug)]
+pub struct Locked(#[expect(dead_code, reason = "its lock is what counts")] File);
+
+/// Waits until nobody else changes this file: for those who read it, change what they read, and put it in its place. What is
+/// locked is `NAME.lock` beside it, which stays: the file itself is another one after each change.
+///
+/// # Errors
+/// Of kind `TimedOut` when somebody holds it for too long; whatever the system says when there can be no such file.
+pub fn lock(path: &Path) -> io::Result<Locked> {
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    name.push(".lock");
+    let path = path.with_file_name(name);
+    let file = OpenOptions::new().read(true).append(true).create(true).mode(SECRET).open(&path)?;
+    // As the file that is locked: for the owner of the folder, whoever is first.
+    let (made, folder) = (file.metadata()?, fs::metadata(folder_of(&path))?);
+    if made.uid() != folder.uid() {
+        let _ = fchown(&file, Some(folder.uid()), Some(folder.gid()));
+    }
+    for _ in 0..LOCK_TRIES {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Locked(file)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => pause(),
+            // As on some network file systems: no reason to do without.
+            Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => return Ok(Locked(file)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let reason = format!("another process holds {}", path.display());
+    Err(io::Error::new(io::ErrorKind::TimedOut, reason))
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a command with nothing else to do; the system has no lock with a time limit"
+)]
+fn pause() {
+    std::thread::sleep(LOCK_PAUSE);
+}
+
+/// Where a file lies.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes a file with everything in it, unless another process is faster: then that one's stays.
@@ -82,10 +137,7 @@ fn finish(done: io::Result<()>, temporary: &Path, path: &Path) -> io::Result<()>
         let _ = fs::remove_file(temporary);
         return Err(error);
     }
-    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
+    File::open(folder_of(path))?.sync_all()
 }
 
 /// A name in the same folder that no other process chooses.
@@ -184,6 +236,30 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().uid(), 54_321, "that of the file, where there is one");
         }
         assert_eq!(names(folder.path()), ["a"]);
+    }
+
+    #[test]
+    fn one_at_a_time_has_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let (sender, had) = std::sync::mpsc::channel();
+        let held = lock(&path).unwrap();
+        let other = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                let locked = lock(&path).unwrap();
+                sender.send(()).unwrap();
+                drop(locked);
+            }
+        });
+        assert!(had.recv_timeout(3 * LOCK_PAUSE).is_err(), "two have it");
+        // Another file takes the place of the one that is locked, and that changes nothing.
+        replace(&path, b"new", SECRET).unwrap();
+        assert!(had.recv_timeout(3 * LOCK_PAUSE).is_err(), "two have it");
+        drop(held);
+        had.recv().unwrap();
+        other.join().unwrap();
+        assert_eq!(names(folder.path()), ["a", "a.lock"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! | `relay.json` | 0644 | how clients find the relay; written at each start, and with each new certificate |
 //! | `audit.jsonl` | 0600 | what administrators did, and `audit.head`, how far it goes |
 //! | `blocks.jsonl` | 0600 | the networks that administrators block, until when, and why |
-//! | `admin.tokens` | 0600 | the hashes of their tokens, unless the configuration has another file |
+//! | `admin.tokens` | 0600 | the hashes of their tokens, unless the configuration has another file; `admin.tokens.lock` is held while they change |
 //!
 //! Files appear whole or not at all, so that two starts at once agree on one key and one id. A relay that runs holds the
 //! folder ([`hold`]), because of the files that it goes on writing.

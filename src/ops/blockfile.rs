@@ -6,7 +6,8 @@
 //! has at most twice as many lines as there are blocks, and a thousand.
 //!
 //! At the start what has expired is left out. A last line that a crash cut off was never answered, and is dropped. A file
-//! with other faults is set aside under another name, the log says so, and what can be read of it counts.
+//! with other faults is set aside under another name, the log says so, and what can be read of it counts. As long as it
+//! cannot be set aside it stays as it is: changes are in force, and whoever makes them is told that they are not kept.
 
 use std::{
     collections::HashMap,
@@ -36,6 +37,8 @@ pub const MAX_BLOCK_SECS: u64 = 366 * 86_400;
 const MAX_LINE_BYTES: u64 = 8 * 1024;
 /// No file of ours has more lines.
 const MAX_LINES: usize = 4 * MAX_PUSHED;
+/// Files with faults that were set aside within one second.
+const MAX_SAME_SECOND: u32 = 100;
 /// Lines that count no more are borne up to so many.
 const SPARE_LINES: usize = 1000;
 
@@ -78,7 +81,11 @@ pub struct BlockFile {
     guard: Arc<Guard>,
     clock: Clock,
     journal: Mutex<Journal>,
+    rename: Rename,
 }
+
+/// Moves a file, as [`fs::rename`]; tests have one that cannot.
+type Rename = fn(&Path, &Path) -> io::Result<()>;
 
 /// The file as it is. Whoever holds it is the only one to change blocks, so that the lines are in the order of the
 /// changes.
@@ -89,13 +96,19 @@ struct Journal {
     lines: usize,
     /// With so many lines it is written anew.
     due: usize,
+    /// Whether a file with faults still stands where ours is to be.
+    is_in_the_way: bool,
 }
 
 impl BlockFile {
     /// Puts the blocks of this folder's file in force, those that have not expired. Whatever the file is like, this goes
     /// on, and the log says what was wrong with it.
     pub fn open(folder: &Path, guard: Arc<Guard>, clock: Clock) -> Self {
-        let file = Self { path: folder.join(BLOCKS_NAME), guard, clock, journal: Mutex::default() };
+        Self::open_with(folder, guard, clock, |from, to| fs::rename(from, to))
+    }
+
+    fn open_with(folder: &Path, guard: Arc<Guard>, clock: Clock, rename: Rename) -> Self {
+        let file = Self { path: folder.join(BLOCKS_NAME), guard, clock, journal: Mutex::default(), rename };
         match File::open(&file.path) {
             Ok(found) => file.restore(found),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -180,25 +193,50 @@ impl BlockFile {
 
     /// Keeps a file with faults under another name, and writes one with what counts.
     fn set_aside(&self, fault: &str) {
-        let mut name = self.path.clone().into_os_string();
-        name.push(format!(".bad-{}", self.clock.unix_secs()));
-        let kept = fs::rename(&self.path, &name);
+        let mut journal = self.journal();
+        let kept = self.move_away();
         tracing::error!(
             path = %self.path.display(),
             fault,
-            kept_as = kept.as_ref().ok().map(|()| PathBuf::from(&name).display().to_string()),
+            kept_as = kept.as_ref().ok().map(|name| name.display().to_string()),
             "the file of blocks has faults; what can be read of it is in force"
         );
         if let Err(error) = kept {
-            tracing::error!(%error, "it cannot be set aside: the next change of a block overwrites it");
+            tracing::error!(%error, "it cannot be set aside: until it can, no change of a block is kept");
+            journal.is_in_the_way = true;
             return;
         }
-        if let Err(error) = self.write_anew(&mut self.journal()) {
+        if let Err(error) = self.write_anew(&mut journal) {
             tracing::error!(path = %self.path.display(), %error, "the blocks cannot be written anew");
         }
     }
 
+    /// Gives the file a name that nothing has.
+    fn move_away(&self) -> io::Result<PathBuf> {
+        let secs = self.clock.unix_secs();
+        let name = |n: u32| {
+            let mut name = self.path.clone().into_os_string();
+            name.push(format!(".bad-{secs}"));
+            if n > 0 {
+                name.push(format!("-{n}"));
+            }
+            PathBuf::from(name)
+        };
+        let free = (0..MAX_SAME_SECOND).map(name).find(|name| fs::symlink_metadata(name).is_err());
+        let free = free.ok_or(io::ErrorKind::AlreadyExists)?;
+        (self.rename)(&self.path, &free)?;
+        Ok(free)
+    }
+
     fn write(&self, journal: &mut Journal, line: &Line<'_>) -> io::Result<()> {
+        if journal.is_in_the_way && fs::symlink_metadata(&self.path).is_ok() {
+            let kept_as = self.move_away().map_err(|error| {
+                let reason =
+                    format!("a file with faults stands in its place and cannot be set aside: {error}");
+                io::Error::new(error.kind(), reason)
+            })?;
+            tracing::info!(kept_as = %kept_as.display(), "the file of blocks with faults is set aside");
+        }
         let is_open = journal.file.as_ref().is_some_and(|file| is_at(file, &self.path));
         if !is_open || journal.lines >= journal.due {
             // What is in force has this change in it.
@@ -243,7 +281,7 @@ impl BlockFile {
             File::open(folder)?.sync_all()?;
         }
         let file = OpenOptions::new().append(true).open(&self.path)?;
-        *journal = Journal { file: Some(file), lines, due: 2 * lines + SPARE_LINES };
+        *journal = Journal { file: Some(file), lines, due: 2 * lines + SPARE_LINES, is_in_the_way: false };
         Ok(())
     }
 
@@ -316,11 +354,15 @@ mod tests {
     }
 
     fn open(folder: &Path) -> Kept {
+        open_with(folder, |from, to| fs::rename(from, to))
+    }
+
+    fn open_with(folder: &Path, rename: Rename) -> Kept {
         let clock = Clock::start();
         let metrics = Arc::new(Metrics::new().unwrap());
         let security = SecurityEvents::new(clock, metrics.clone(), EventSettings::default());
         let guard = Arc::new(Guard::new(&GuardSettings::default(), metrics, security));
-        Kept { guard: guard.clone(), file: BlockFile::open(folder, guard, clock) }
+        Kept { guard: guard.clone(), file: BlockFile::open_with(folder, guard, clock, rename) }
     }
 
     impl Kept {
@@ -443,6 +485,45 @@ mod tests {
         let kept = open(folder.path());
         kept.file.block(net("192.0.2.9/32"), None, "").unwrap();
         assert_eq!((open(folder.path()).networks().len(), aside(folder.path()).len()), (1, 1));
+    }
+
+    #[test]
+    fn r6_5_a_bad_file_that_cannot_be_set_aside_is_not_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let good = "{\"network\":\"192.0.2.1/32\",\"until_unix\":null,\"reason\":\"a\"}\n";
+        let bad = format!("{good}garbage\n");
+        fs::write(folder.join(BLOCKS_NAME), &bad).unwrap();
+        // Nothing can be renamed while there is a file of this name.
+        fs::write(folder.join("stuck"), "").unwrap();
+        let rename: Rename = |from, to| match from.with_file_name("stuck").exists() {
+            true => Err(io::ErrorKind::PermissionDenied.into()),
+            false => fs::rename(from, to),
+        };
+        let kept = open_with(folder, rename);
+        let text = || fs::read_to_string(folder.join(BLOCKS_NAME)).unwrap();
+        // In force, and said not to be kept; the file is what it was.
+        for _ in 0..2 {
+            let error = kept.file.block(net("192.0.2.9/32"), None, "").unwrap_err();
+            assert!(matches!(&error, NotBlocked::NotKept(why) if why.to_string().contains("set aside")));
+            assert_eq!((text(), aside(folder)), (bad.clone(), vec![]));
+        }
+        kept.file.unblock(net("192.0.2.1/32")).unwrap_err();
+        assert_eq!((kept.networks(), text()), (vec!["192.0.2.9/32".to_owned()], bad.clone()));
+        // As soon as it can be set aside, all that is in force is kept.
+        fs::remove_file(folder.join("stuck")).unwrap();
+        kept.file.block(net("192.0.2.8/32"), None, "").unwrap();
+        let names = aside(folder);
+        assert_eq!(names.len(), 1, "{names:?}");
+        assert_eq!(fs::read_to_string(folder.join(&names[0])).unwrap(), bad);
+        assert_eq!(open(folder).networks(), ["192.0.2.8/32", "192.0.2.9/32"]);
+        assert_eq!(aside(folder).len(), 1);
+        // Of two within a second, neither takes the other's place.
+        for _ in 0..3 {
+            fs::write(folder.join(BLOCKS_NAME), &bad).unwrap();
+            open(folder);
+        }
+        assert_eq!(aside(folder).len(), 4);
     }
 
     #[test]

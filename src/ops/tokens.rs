@@ -5,22 +5,25 @@
 //! skipped. SHA-256 without salt or stretching suffices, because what is hashed cannot be guessed.
 
 use std::{
-    fmt, fs, io,
-    os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    fmt,
+    fs::{self, OpenOptions},
+    io::{self, Read as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 /// What a token begins with, so that it is known for what it is wherever it turns up.
 pub const PREFIX: &str = "zrc_admin_";
-/// A file that is larger holds something else.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+/// A file that is larger holds something else, and none of its tokens is good.
+pub const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Changes that are kept for whoever asks for them; of more, the first.
 const MAX_CHANGES: usize = 16;
 /// Of a token's name, in characters.
@@ -116,6 +119,53 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, (usize, &'static str)> {
     lines.map(|(number, line)| line.parse().map_err(|reason| (number, reason))).collect()
 }
 
+/// Why a file of tokens has none.
+#[derive(Debug, thiserror::Error)]
+pub enum TokensError {
+    /// The system says so.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It is a folder, a pipe or a device.
+    #[error("it is no plain file")]
+    NoFile,
+    /// It holds something else.
+    #[error("it has more than {MAX_FILE_BYTES} bytes")]
+    TooLarge,
+    /// What it holds is no text.
+    #[error("it is no text")]
+    NoText,
+    /// A line is none.
+    #[error("line {line}: {reason}")]
+    Line {
+        /// From 1.
+        line: usize,
+        /// What one looks like, or what is wrong with this one.
+        reason: &'static str,
+    },
+}
+
+/// Reads a file; one that is not there has no tokens. Waits for no pipe, and reads no more than [`MAX_FILE_BYTES`].
+///
+/// # Errors
+/// [`TokensError`].
+pub fn read(path: &Path) -> Result<Vec<Entry>, TokensError> {
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(TokensError::NoFile);
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(TokensError::TooLarge);
+    }
+    let text = str::from_utf8(&bytes).map_err(|_| TokensError::NoText)?;
+    parse(text).map_err(|(line, reason)| TokensError::Line { line, reason })
+}
+
 /// A new token and its hash.
 ///
 /// # Errors
@@ -197,7 +247,7 @@ impl Tokens {
         };
         if look != read.look {
             read.look = look;
-            let entries: Arc<[Entry]> = match self.load() {
+            let entries: Arc<[Entry]> = match self::read(&self.path) {
                 Ok(entries) => entries.into(),
                 Err(error) => {
                     tracing::error!(path = %self.path.display(), %error, "no admin token is good: cannot read the file");
@@ -216,20 +266,6 @@ impl Tokens {
 
     fn lock(&self) -> MutexGuard<'_, Read> {
         self.read.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn load(&self) -> io::Result<Vec<Entry>> {
-        let bad = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
-        match fs::metadata(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            found => {
-                if found?.len() > MAX_FILE_BYTES {
-                    return Err(bad("it is too large".into()));
-                }
-            }
-        }
-        parse(&fs::read_to_string(&self.path)?)
-            .map_err(|(line, reason)| bad(format!("line {line}: {reason}")))
     }
 }
 
@@ -294,6 +330,28 @@ mod tests {
         let again = tokens.take_changes().unwrap();
         assert!(again.starts_with(&told) && again.contains("t1 (full) is over"), "{again}");
         assert_eq!(tokens.take_changes(), None);
+    }
+
+    #[test]
+    fn r10_what_is_no_file_of_tokens_is_said_and_waited_for_by_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let line = format!("a read sha256:{} x\n", "00".repeat(32));
+        assert!(read(&at("none")).unwrap().is_empty());
+        assert!(matches!(read(folder.path()), Err(TokensError::NoFile)));
+        assert!(matches!(read(Path::new("/dev/zero")), Err(TokensError::NoFile)));
+        assert!(std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+        assert!(matches!(read(&at("pipe")), Err(TokensError::NoFile)));
+        let most = usize::try_from(MAX_FILE_BYTES).unwrap();
+        fs::write(at("full"), line.clone() + &"#".repeat(most - line.len())).unwrap();
+        assert_eq!(read(&at("full")).unwrap().len(), 1);
+        fs::write(at("more"), line.clone() + &"#".repeat(most - line.len() + 1)).unwrap();
+        assert!(matches!(read(&at("more")), Err(TokensError::TooLarge)));
+        assert_eq!(Tokens::new(at("more")).count(), 0);
+        fs::write(at("bytes"), b"\xff").unwrap();
+        assert!(matches!(read(&at("bytes")), Err(TokensError::NoText)));
+        fs::write(at("line"), line + "b").unwrap();
+        assert!(matches!(read(&at("line")), Err(TokensError::Line { line: 2, .. })));
     }
 
     #[test]

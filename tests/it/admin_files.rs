@@ -131,6 +131,67 @@ fn r10_commands_find_the_files_of_the_relay_that_is_meant() {
     assert!(by_argument.exit == 69 && by_argument.stderr.contains("/nonexistent"), "{by_argument:?}");
 }
 
+#[test]
+fn r10_tokens_that_are_made_and_revoked_at_once_are_all_heeded() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("admin.tokens").to_str().unwrap().to_owned();
+    let token = |args: &[&str]| command(&[&["admin", "token"], args, &["--file", &file]].concat());
+    let all = |mut commands: Vec<std::process::Command>| {
+        let running: Vec<_> = commands
+            .iter_mut()
+            .map(|it| {
+                it.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+            })
+            .collect();
+        for it in running {
+            let ran = Ran::from(it.wait_with_output().unwrap());
+            assert_eq!(ran.exit, 0, "{ran:?}");
+        }
+    };
+    let names = || {
+        let ran = Ran::from(token(&["list", "--json"]).output().unwrap());
+        let listed: Value = serde_json::from_str(&ran.stdout).unwrap();
+        let tokens = listed["tokens"].as_array().unwrap();
+        let mut names: Vec<_> = tokens.iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect();
+        names.sort_unstable();
+        names
+    };
+    let wanted = |range: std::ops::Range<u32>| range.map(|n| format!("t{n}")).collect::<Vec<_>>();
+    all(wanted(10..34).iter().map(|name| token(&["new", "--name", name])).collect());
+    assert_eq!(names(), wanted(10..34));
+    let revoked = wanted(10..22);
+    let made = wanted(34..46);
+    let changes = revoked.iter().map(|name| token(&["revoke", name]));
+    all(changes.chain(made.iter().map(|name| token(&["new", "--name", name]))).collect());
+    assert_eq!(names(), wanted(22..46));
+    let mut left: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|it| it.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort_unstable();
+    assert_eq!(left, ["admin.tokens", "admin.tokens.lock"]);
+}
+
+#[test]
+fn r10_a_file_of_tokens_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let token = |args: &[&str]| run(&[&["admin", "token"], args].concat());
+    let line = |n: usize| format!("t{n:05} read sha256:{} {}\n", "0".repeat(64), "x".repeat(100));
+    let most = 1 << 20;
+    let full: String = (0..most / line(0).len()).map(line).collect();
+    fs::write(at("full"), &full).unwrap();
+    // What would be too large for the relay is not written: all tokens would be over.
+    let ran = token(&["new", "--name", &"n".repeat(64), "--file", &at("full")]);
+    assert!(ran.exit == 73 && ran.stderr.contains("too large"), "{ran:?}");
+    assert_eq!(fs::read_to_string(at("full")).unwrap(), full);
+    fs::write(at("larger"), full + &"#".repeat(most)).unwrap();
+    for file in [at("larger").as_str(), "/dev/zero"] {
+        let ran = token(&["list", "--file", file]);
+        assert!(ran.exit == 65 && ran.stderr.contains("is no file of tokens"), "{ran:?}");
+    }
+}
+
 fn certificate() -> (String, String) {
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();

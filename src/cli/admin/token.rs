@@ -1,9 +1,6 @@
 //! `admin token`: makes, lists and revokes tokens, in the file of their hashes. A running relay heeds it at once.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -13,7 +10,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, rfc3339},
-    ops::tokens::{self, Entry, Role, is_name},
+    ops::tokens::{self, Entry, MAX_FILE_BYTES, Role, TokensError, is_name},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -71,17 +68,18 @@ impl Token {
                     return Err(Failure::new(Exit::Usage, reason));
                 }
                 let path = at.path()?;
-                let mut entries = read(&path)?;
-                if entries.iter().any(|entry| *entry.name == *name) {
-                    let reason =
-                        format!("{} has a token named {name} already: revoke it first", path.display());
-                    return Err(Failure::new(Exit::CantCreate, reason));
-                }
                 let (token, hash) =
                     tokens::mint().or_fail(Exit::Software, "the system has no randomness to give")?;
                 let created = rfc3339(Clock::start().unix_secs());
-                entries.push(Entry { name: name.as_str().into(), role, hash, created });
-                write(&path, &entries)?;
+                change(&path, |entries| {
+                    if entries.iter().any(|entry| *entry.name == *name) {
+                        let reason =
+                            format!("{} has a token named {name} already: revoke it first", path.display());
+                        return Err(Failure::new(Exit::CantCreate, reason));
+                    }
+                    entries.push(Entry { name: name.as_str().into(), role, hash, created });
+                    Ok(())
+                })?;
                 out::say(format_args!("{name} may {} now; {} has the hash", what(role), path.display()));
                 if as_json {
                     out::json(&json!({ "name": name, "role": role.name(), "token": token.as_str() }))?;
@@ -105,14 +103,16 @@ impl Token {
             }
             Self::Revoke { name, at } => {
                 let path = at.path()?;
-                let mut entries = read(&path)?;
-                let before = entries.len();
-                entries.retain(|entry| *entry.name != *name);
-                if entries.len() == before {
-                    let reason = format!("{} has no token of that name", path.display());
-                    return Err(Failure::new(Exit::Refused, reason));
+                let missing =
+                    || Failure::new(Exit::Refused, format!("{} has no token of that name", path.display()));
+                if !path.exists() {
+                    return Err(missing());
                 }
-                write(&path, &entries)?;
+                change(&path, |entries| {
+                    let before = entries.len();
+                    entries.retain(|entry| *entry.name != *name);
+                    if entries.len() == before { Err(missing()) } else { Ok(()) }
+                })?;
                 if as_json {
                     out::json(&json!({ "revoked": name }))?;
                 } else {
@@ -131,23 +131,40 @@ const fn what(role: Role) -> &'static str {
     }
 }
 
+/// Changes the file, which nobody else does meanwhile: those who come at once wait for each other.
+fn change<T>(path: &Path, change: impl FnOnce(&mut Vec<Entry>) -> Result<T, Failure>) -> Result<T, Failure> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        files::private_folder(folder)
+            .or_fail(Exit::CantCreate, format!("cannot make {}", folder.display()))?;
+    }
+    let _locked =
+        files::lock(path).or_fail(Exit::CantCreate, format!("cannot have {} alone", path.display()))?;
+    let mut entries = read(path)?;
+    let done = change(&mut entries)?;
+    write(path, &entries)?;
+    Ok(done)
+}
+
 fn read(path: &Path) -> Result<Vec<Entry>, Failure> {
     let shown = path.display();
-    let text = match fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text.or_fail(Exit::NoInput, format!("cannot read {shown}"))?,
-    };
-    tokens::parse(&text)
-        .map_err(|(line, reason)| Failure::new(Exit::Data, format!("{shown}:{line}: {reason}")))
+    tokens::read(path).map_err(|error| match error {
+        TokensError::Line { line, reason } => Failure::new(Exit::Data, format!("{shown}:{line}: {reason}")),
+        TokensError::Io(error) => Failure {
+            exit: Exit::NoInput,
+            error: anyhow::Error::new(error).context(format!("cannot read {shown}")),
+        },
+        error => Failure::new(Exit::Data, format!("{shown} is no file of tokens: {error}")),
+    })
 }
 
 fn write(path: &Path, entries: &[Entry]) -> Result<(), Failure> {
     let head =
         "# Tokens of the admin API: name, role, SHA-256, when it was made. See zrc-relay admin token.\n";
     let text = entries.iter().fold(head.to_owned(), |text, entry| text + &format!("{entry}\n"));
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        files::private_folder(folder)
-            .or_fail(Exit::CantCreate, format!("cannot make {}", folder.display()))?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        let reason =
+            format!("{} would be too large, and none of its tokens good: revoke some first", path.display());
+        return Err(Failure::new(Exit::CantCreate, reason));
     }
     let owner = files::replace_for_owner(path, text.as_bytes(), files::SECRET)
         .or_fail(Exit::CantCreate, format!("cannot write {}", path.display()))?;
