@@ -2,8 +2,7 @@
 
 import { at, keep, list, make, mark, write } from "./dom.js";
 import { ask, tell } from "./dialog.js";
-import { History, Rates } from "./metrics.js";
-import { MAX_GAP_MS, WINDOW_MS } from "./overview.js";
+import { History, MAX_GAP_MS, Rates, WINDOW_MS } from "./metrics.js";
 import { Plot } from "./plot.js";
 import { bytes, count, duration, moment, short } from "./units.js";
 
@@ -123,7 +122,7 @@ function createRow({ id }) {
   const kill = make("button", { type: "button", class: "small danger act", "aria-label": `Kill … ${id.slice(0, 12)}` }, "Kill …");
   kill.addEventListener("click", () => askKill(id));
   const row = make("tr", {}, make("th", { scope: "row", title: id }, open), make("td", { class: "mono spare" }));
-  row.append(make("td", {}, make("span", { class: "badge" })), make("td"));
+  row.append(make("td", {}, make("span", { class: "badge" })), make("td", { class: "least" }));
   for (const name of ["number", "number", "number spare", "number", "number"]) row.append(make("td", { class: name }));
   row.append(make("td", {}, kill));
   return row;

@@ -5,8 +5,8 @@ const ANSWER_MS = 5000;
 
 /**
  * Why there is no answer: `gone` (nobody answers), `off` (somebody does, who knows no admin API), `token` (it is not
- * good), `throttled` (too many that were not), `role` (it may look and not touch), `missing` (no such thing), or
- * `refused` (anything else).
+ * good), `throttled` (too many that were not), `role` (it may look and not touch), `missing` (no such thing),
+ * `over` (who asked has signed out), or `refused` (anything else).
  */
 export class Failure extends Error {
   constructor(kind, message, retrySecs = null) {
@@ -45,9 +45,15 @@ function sentence(text) {
 export class Api {
   /** Kept here, sent as a header, and nowhere else. */
   #token;
+  #ended = false;
 
   constructor(token) {
     this.#token = token;
+  }
+
+  /** Whoever asked has signed out: no answer is given any more, not even one that is on its way. */
+  end() {
+    this.#ended = true;
   }
 
   get(path, query = {}) {
@@ -76,10 +82,11 @@ export class Api {
   async #ask(method, path, query, body) {
     const response = await this.#fetch(method, path, query, body, AbortSignal.timeout(ANSWER_MS));
     if (!response.ok) throw await refusal(path, response);
-    if (response.status === 204) return null;
     const text = await response.text().catch(() => {
       throw new Failure("gone", "The answer broke off.");
     });
+    if (this.#ended) throw new Failure("over", "You have signed out.");
+    if (response.status === 204) return null;
     try {
       return JSON.parse(text);
     } catch {

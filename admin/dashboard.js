@@ -7,11 +7,11 @@ import { ask, closeAll, tell } from "./dialog.js";
 import { at, write } from "./dom.js";
 import * as guard from "./guard.js";
 import * as log from "./log.js";
+import { PERIOD_MS } from "./metrics.js";
 import * as overview from "./overview.js";
 import { Backoff, Decoder, sleep, within } from "./stream.js";
-import { clock, count, duration } from "./units.js";
+import { clock, count, duration, zone } from "./units.js";
 
-const PERIOD_MS = 1000;
 /** A stream of events says something at least every 15 s. */
 const SILENCE_MS = 40_000;
 /** Where the token is kept: as long as the tab, and for this page alone. */
@@ -132,6 +132,7 @@ function signIn(token) {
 function signOut(text) {
   sessionStorage.removeItem(TOKEN_KEY);
   signedIn?.abort();
+  session.api?.end();
   session.api = null;
   session.refresh();
   closeAll();
@@ -213,7 +214,7 @@ function showStats(stats) {
   write(at("nav-allocations"), count(stats.allocations.now));
   write(at("nav-blocks"), stats.guard.blocks > 0 ? count(stats.guard.blocks) : "");
   if (stats.caller !== undefined) setReadOnly(stats.caller.role === "read");
-  write(at("updated"), `Updated at ${clock(stats.at_unix_ms)}, every second while this page is visible.`);
+  write(at("updated"), `Updated at ${clock(stats.at_unix_ms)} ${zone(stats.at_unix_ms)}, every second while this page is visible.`);
   const { draining, deadline_unix_ms } = stats.drain;
   const failing = stats.checks.find(({ ok }) => !ok);
   if (draining) setState("draining", "Draining");
@@ -223,11 +224,12 @@ function showStats(stats) {
   if (draining) {
     const over = deadline_unix_ms === null || deadline_unix_ms <= stats.at_unix_ms;
     const end = over ? "allocations have been ended" : `allocations end at ${clock(deadline_unix_ms)}`;
-    showNotice("warn", `The relay is being emptied: whoever comes is refused, and ${end}.`, "Stop draining …", askUndrain);
+    showNotice("warn", `The relay is being emptied: whoever comes is refused, and ${end}.`);
   } else {
     at("notice").hidden = true;
   }
   wasDraining = draining;
+  write(at("drain"), draining ? "Stop draining …" : "Drain …");
 }
 
 function showFailure(error, since, waitMs) {
@@ -254,7 +256,8 @@ function showFailure(error, since, waitMs) {
   document.title = `${at("name").textContent}: ${at("state").textContent}`;
 }
 
-function showNotice(look, text, action, act) {
+/** Says something above all views, with what can be done about it here, if anything. */
+function showNotice(look, text, action = null, act = null) {
   const notice = at("notice");
   let button = notice.querySelector("button");
   if (!button) {
@@ -265,8 +268,9 @@ function showNotice(look, text, action, act) {
   notice.hidden = false;
   notice.className = `notice ${look}`;
   write(notice.firstElementChild, text);
-  write(button, action);
-  button.onclick = () => act();
+  button.hidden = action === null;
+  write(button, action ?? "");
+  button.onclick = act;
 }
 
 function setState(state, text) {
@@ -297,6 +301,8 @@ async function listen(signal) {
       activity.streaming("good", "live");
       const read = () => within(reader.read(), SILENCE_MS);
       for (let piece = await read(); !piece.done; piece = await read()) {
+        // What came before is nothing to who comes next.
+        if (signal.aborted) return;
         for (const { name, data } of decoder.push(piece.value)) {
           if (name === "hello") backoff.reset();
           hear(name, data);

@@ -17,23 +17,33 @@ export function ask(dialog, act) {
   said.hidden = true;
   form.onsubmit = async (event) => {
     event.preventDefault();
-    button.disabled = true;
     write(button, "One moment …");
-    said.hidden = true;
-    try {
+    await attempt(button, said, async () => {
       await act();
       dialog.close();
-    } catch (error) {
-      said.hidden = false;
-      write(said, error.message);
-    } finally {
-      button.disabled = false;
-      write(button, label);
-    }
+    });
+    write(button, label);
   };
   dialog.querySelector(".cancel").onclick = () => dialog.close();
   dialog.showModal();
   dialog.querySelector(".first").focus();
+}
+
+/**
+ * Does what a button is for. Meanwhile it cannot be pressed again; where `act` throws, `said` says why. `mayAgain` tells
+ * whether the button can be pressed afterwards.
+ */
+export async function attempt(button, said, act, mayAgain = () => true) {
+  button.disabled = true;
+  said.hidden = true;
+  try {
+    await act();
+  } catch (error) {
+    said.hidden = false;
+    write(said, error.message);
+  } finally {
+    button.disabled = !mayAgain();
+  }
 }
 
 /** Closes whatever is asked at the moment. */

@@ -1,7 +1,7 @@
 // The view of who is kept out: the guard's level, security events by kind, and blocked networks.
 
 import { at, fill, keep, make, write } from "./dom.js";
-import { ask, tell } from "./dialog.js";
+import { ask, attempt, tell } from "./dialog.js";
 import { count, moment, words } from "./units.js";
 
 const PAGE = 100;
@@ -87,26 +87,19 @@ function updateRow(row, { network, reason, expires_at_unix, configured }) {
   write(row.cells[2], configured ? "the configuration changes" : end);
 }
 
-async function add(event) {
+function add(event) {
   event.preventDefault();
-  const [button, said, network] = [at("block-add"), at("block-said"), at("block-network")];
-  button.disabled = true;
-  said.hidden = true;
-  try {
+  const block = async () => {
     const secs = at("block-for").value;
-    const block = { network: network.value.trim(), reason: at("block-reason").value.trim() };
-    if (secs !== "") block.expires_in_secs = Number(secs);
-    const added = await session.api.post("admin/blocks", block);
+    const wanted = { network: at("block-network").value.trim(), reason: at("block-reason").value.trim() };
+    if (secs !== "") wanted.expires_in_secs = Number(secs);
+    const added = await session.api.post("admin/blocks", wanted);
     tell(`${added.network} is kept out.`);
     // An empty field is no fault of whoever has not begun to write.
     at("block").reset();
     session.refresh();
-  } catch (error) {
-    said.hidden = false;
-    write(said, error.message);
-  } finally {
-    button.disabled = session.readOnly();
-  }
+  };
+  attempt(at("block-add"), at("block-said"), block, () => !session.readOnly());
 }
 
 function askUnblock(network) {

@@ -1,7 +1,7 @@
 // What the relay logs: the filter in force and, for those who may act, another one.
 
 import { at, write } from "./dom.js";
-import { tell } from "./dialog.js";
+import { attempt, tell } from "./dialog.js";
 
 /** How often it is asked for while nothing is heard of a change. */
 const AGAIN_MS = 10_000;
@@ -37,21 +37,14 @@ export function forget() {
   at("log-said").hidden = true;
 }
 
-async function set(event) {
+function set(event) {
   event.preventDefault();
-  const [button, said] = [at("log-set"), at("log-said")];
-  button.disabled = true;
-  said.hidden = true;
-  try {
+  const change = async () => {
     const { filter } = await session.api.put("admin/log", { filter: at("log-filter").value.trim() });
     write(at("log-now"), filter);
     tell(`The relay logs ${filter} from now on.`);
     at("log").reset();
     session.refresh();
-  } catch (error) {
-    said.hidden = false;
-    write(said, error.message);
-  } finally {
-    button.disabled = session.readOnly();
-  }
+  };
+  attempt(at("log-set"), at("log-said"), change, () => !session.readOnly());
 }

@@ -1,4 +1,12 @@
-// Reads Prometheus' text format, and makes rates of what counters say over time. Touches no page.
+// Reads Prometheus' text format, and makes rates of what counters say over time: how often, and for how long. Touches no
+// page.
+
+/** How often the relay is asked while somebody looks. */
+export const PERIOD_MS = 1000;
+/** What plots show. */
+export const WINDOW_MS = 5 * 60_000;
+/** A longer time between two answers is a hole in the plots. */
+export const MAX_GAP_MS = 6000;
 
 const NAME = /^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t]*$/;
 const LABEL = /[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(?:,[ \t]*|$)/y;

@@ -1,13 +1,10 @@
 // The view of the whole relay: how much passes, what is dropped, and how the relay is.
 
 import { at, fill, keep, list, make, write } from "./dom.js";
-import { History, total } from "./metrics.js";
+import { History, MAX_GAP_MS, WINDOW_MS, total } from "./metrics.js";
 import { Plot } from "./plot.js";
 import { bytes, count, duration, moment, short, words } from "./units.js";
 
-export const WINDOW_MS = 5 * 60_000;
-/** A longer time between two answers is a hole in the plots. */
-export const MAX_GAP_MS = 6000;
 /** A certificate that expires sooner should have been renewed. Authorities give some for six days, and renew them at two. */
 const CERTIFICATE_SOON_SECS = { acme: 86_400 * 1.5 };
 const OTHERS_SOON_SECS = 14 * 86_400;

@@ -1,16 +1,12 @@
 // Asks the relay how it is, once a second while someone looks, and shows the answer.
 
 import { at, fill, list, write } from "./dom.js";
-import { History, byLabel, parse, total, value } from "./metrics.js";
+import { History, MAX_GAP_MS, PERIOD_MS, WINDOW_MS, byLabel, parse, total, value } from "./metrics.js";
 import { Plot } from "./plot.js";
 import { bytes, count, duration, short, words } from "./units.js";
 
-const PERIOD_MS = 1000;
 /** An answer that takes longer is none. */
 const ANSWER_MS = 4000;
-const WINDOW_MS = 5 * 60_000;
-/** A longer time between two answers is a hole in the plots. */
-const MAX_GAP_MS = 6000;
 
 /** Asked every time; when none of them answers, the relay does not. */
 const POLLED = ["/metrics", "/ready", "/health"];

@@ -56,6 +56,14 @@ export function moment(unixMs) {
   return `${at.getFullYear()}-${twoDigits(at.getMonth() + 1)}-${twoDigits(at.getDate())} ${clock(unixMs)}`;
 }
 
+/** How local time differs from the relay's log, which is in UTC: UTC, UTC+2, UTC-3:30. */
+export function zone(unixMs) {
+  const minutes = -new Date(unixMs).getTimezoneOffset();
+  if (minutes === 0) return "UTC";
+  const rest = Math.abs(minutes) % 60;
+  return `UTC${minutes < 0 ? "-" : "+"}${Math.floor(Math.abs(minutes) / 60)}${rest === 0 ? "" : `:${twoDigits(rest)}`}`;
+}
+
 /** Round numbers from 0 to at least `highest`, at most five; without a higher one to 4. */
 export function ticks(highest) {
   const top = Math.max(highest, 4);

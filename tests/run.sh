@@ -130,7 +130,7 @@ step_interop() {
     # The vectors are what a second implementation, in Python's standard library alone, makes of the contract.
     "$VENV/bin/python" tests/vectors/make.py --check
     cargo build --locked --bin zrc-relay
-    ZRC_BIN="$TARGET/debug/zrc-relay" limited 15m "$VENV/bin/python" -m pytest tests/interop --ignore tests/interop/test_bans.py
+    ZRC_BIN="$TARGET/debug/zrc-relay" pytests 15m "$VENV" tests/interop --ignore tests/interop/test_bans.py
 }
 
 step_dashboard() {
@@ -139,7 +139,7 @@ step_dashboard() {
     cargo build --locked --bin zrc-relay
     rm -rf "$DASHBOARD/pictures"
     ZRC_CHROMIUM="${ZRC_CHROMIUM:-$(command -v chromium)}" ZRC_BIN="$TARGET/debug/zrc-relay" \
-        limited 10m "$DASHBOARD/venv/bin/python" -m pytest tests/browser
+        pytests 10m "$DASHBOARD/venv" tests/browser
     [[ -s $DASHBOARD/pictures/real-overview-dark.png ]] || fail "the tests have taken no pictures"
 }
 
@@ -159,8 +159,7 @@ step_bans() {
     debian_tree fail2ban "$tools"
     debian_tree crowdsec "$tools"
     cargo build --locked --bin zrc-relay
-    ZRC_BAN_TOOLS="$tools" ZRC_BIN="$TARGET/debug/zrc-relay" \
-        limited 10m "$VENV/bin/python" -m pytest tests/interop/test_bans.py
+    ZRC_BAN_TOOLS="$tools" ZRC_BIN="$TARGET/debug/zrc-relay" pytests 10m "$VENV" tests/interop/test_bans.py
 }
 
 step_otel() {
@@ -181,7 +180,7 @@ step_deploy() {
     fi
     cargo build --locked --bin zrc-relay
     PATH="$tools/bin:$PATH" ZRC_DEPLOY_TOOLS="$tools" ZRC_BIN="$TARGET/debug/zrc-relay" \
-        limited 10m "$VENV/bin/python" -m pytest tests/deploy
+        pytests 10m "$VENV" tests/deploy
 }
 
 # Beside the other builds: another target, and hardly optimised, which is some minutes instead of a quarter of an hour.
@@ -230,7 +229,7 @@ step_peers() {
 step_netns() {
     local probe=zrc-$$-probe
     if ((EUID)) || ! ip netns add "$probe"; then
-        say "SKIPPED, NOTHING WAS TESTED: this step needs root and a kernel with network namespaces"
+        skip "all of it: this step needs root and a kernel with network namespaces"
         return
     fi
     ip netns delete "$probe"
@@ -350,6 +349,21 @@ limited() {
     return "$status"
 }
 
+# Runs tests in Python, with a limit. What they skip is said at the end of everything.
+pytests() {
+    local limit=$1 venv=$2 said=$TARGET/pytest-$current.txt status=0 colour=no line
+    shift 2
+    if [[ -t 1 ]]; then colour=yes; fi
+    limited "$limit" "$venv/bin/python" -m pytest -rs --color="$colour" "$@" | tee "$said" || status=$?
+    while read -r line; do skip "$line"; done < <(sed -n $'s/\e\[[0-9;]*m//g; s/^SKIPPED //p' "$said")
+    return "$status"
+}
+
+skip() {
+    say "SKIPPED: $*"
+    skipped+=("$current: $*")
+}
+
 say() { printf '%s== %s%s\n' "$BOLD" "$*" "$PLAIN"; }
 
 fail() {
@@ -370,7 +384,7 @@ finish() {
     exit "$status"
 }
 
-BOLD="" PLAIN="" current="" started=0 node=""
+BOLD="" PLAIN="" current="" started=0 node="" skipped=()
 if [[ -t 1 ]]; then BOLD=$'\e[1m' PLAIN=$'\e[0m'; fi
 
 if [[ ${1-} == --list ]]; then
@@ -394,3 +408,7 @@ for step in "${chosen[@]}"; do
 done
 current=""
 say "all well: ${chosen[*]} in $(took "$SECONDS")"
+if ((${#skipped[@]})); then
+    say "BUT SKIPPED, AND SO NOT TESTED:"
+    printf '   %s\n' "${skipped[@]}"
+fi

@@ -1,15 +1,16 @@
 // What the modules of admin/ do without a page, under Node 18.16 or later: `tests/run.sh page`.
 
 import assert from "node:assert/strict";
-import { cpSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
 
 // Node takes a .js file for CommonJS unless a package.json says otherwise.
+const source = fileURLToPath(new URL("../../admin", import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), "zrc-relay-page-"));
-cpSync(fileURLToPath(new URL("../../admin", import.meta.url)), folder, { recursive: true });
+cpSync(source, folder, { recursive: true });
 writeFileSync(join(folder, "package.json"), '{"type": "module"}');
 const load = (name) => import(pathToFileURL(join(folder, name)));
 const { describe } = await load("activity.js");
@@ -17,7 +18,7 @@ const { Api, Failure, failure, isToken } = await load("api.js");
 const { History, Rates, byLabel, parse, total, value } = await load("metrics.js");
 const { certificateState } = await load("overview.js");
 const { Backoff, Decoder, sleep, within } = await load("stream.js");
-const { bytes, clock, count, duration, moment, short, ticks, trimmed } = await load("units.js");
+const { bytes, clock, count, duration, moment, short, ticks, trimmed, zone } = await load("units.js");
 rmSync(folder, { recursive: true });
 
 test("reads what the format allows", () => {
@@ -269,4 +270,46 @@ test("what takes too long is waited for no longer", async () => {
 test("a certificate of an authority's that is renewed in days is no reason for alarm", () => {
   const state = (origin, days) => certificateState({ origin, expires_at_unix: days * 86_400 + 1000 }, 1000).alarm;
   assert.deepEqual([state("acme", 2), state("acme", 1), state("files", 13), state("self-signed", 15)], [false, true, true, false]);
+});
+
+test("a number that two modules go by is written once", () => {
+  const where = new Map();
+  for (const name of readdirSync(source).filter((name) => name.endsWith(".js") && !name.startsWith("uPlot"))) {
+    for (const [, constant] of readFileSync(join(source, name), "utf8").matchAll(/^(?:export )?const ([A-Z][A-Z_]+ = .*);$/gm)) {
+      assert.equal(where.get(constant), undefined, `${constant} in ${name} and ${where.get(constant)}`);
+      where.set(constant, name);
+    }
+  }
+  assert.equal(where.get("MAX_GAP_MS = 6000"), "metrics.js");
+});
+
+test("local time says how far it is from the log's", () => {
+  const zoned = (TZ) => {
+    const before = process.env.TZ;
+    process.env.TZ = TZ;
+    try {
+      return zone(Date.UTC(2026, 10, 20));
+    } finally {
+      if (before === undefined) delete process.env.TZ;
+      else process.env.TZ = before;
+    }
+  };
+  assert.deepEqual(["UTC", "Europe/Berlin", "America/St_Johns", "Asia/Kolkata"].map(zoned), ["UTC", "UTC+1", "UTC-3:30", "UTC+5:30"]);
+});
+
+test("what was asked before signing out is answered to nobody", async () => {
+  const before = globalThis.fetch;
+  try {
+    for (const status of [200, 204]) {
+      let answer;
+      globalThis.fetch = () => new Promise((resolve) => (answer = resolve));
+      const api = new Api("token");
+      const asked = api.get("admin/allocations");
+      api.end();
+      answer(new Response(status === 200 ? '{"allocations": []}' : null, { status }));
+      await assert.rejects(asked, { kind: "over" });
+    }
+  } finally {
+    globalThis.fetch = before;
+  }
 });

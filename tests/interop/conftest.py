@@ -14,6 +14,16 @@ import pytest
 from client import Relay
 from wire import Grant
 
+#: A relay for this machine alone, which anybody may use: the beginning of a configuration.
+LOCAL = """
+[relay]
+listen_addr = "127.0.0.1"
+listen_port = 0
+self_certified = true
+[ops]
+listen_port = 0
+"""
+
 DEFAULT_BIN = Path(__file__).resolve().parents[2] / "target" / "debug" / "zrc-relay"
 
 

@@ -15,19 +15,14 @@ from pathlib import Path
 import pytest
 
 from client import Refusal, connect
+from conftest import LOCAL
 from wire import DEVICE, Grant
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 TOOLS = os.environ.get("ZRC_BAN_TOOLS")
 pytestmark = pytest.mark.skipif(not TOOLS, reason="run by `tests/run.sh bans`")
 
-CONFIG = """
-[relay]
-listen_addr = "127.0.0.1"
-listen_port = 0
-self_certified = true
-[ops]
-listen_port = 0
+CONFIG = LOCAL + """\
 [security]
 log_addresses = {addresses}
 log_lines_per_sec = 100

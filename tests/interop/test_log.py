@@ -8,17 +8,9 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 from client import Leg, connect, udp_endpoint
-from conftest import check_log
+from conftest import LOCAL, check_log
 from wire import ALPN, DEVICE, Grant
 
-CONFIG = """
-[relay]
-listen_addr = "127.0.0.1"
-listen_port = 0
-self_certified = true
-[ops]
-listen_port = 0
-"""
 # What fail2ban would take for an attack by somebody else, and what a terminal would obey.
 FORGED = '2026-11-20T00:00:00Z  WARN security: token refused event="bad_token" reason="text" source=192.0.2.1'
 HOSTILE = f"x\r\n{FORGED}\x1b[31m\x00\x07\x7f\x85\u2028\u202e\x9b2J"
@@ -47,7 +39,7 @@ async def hang_up(relay, when, words):
 
 @pytest.mark.parametrize("form", ["text", "json"])
 async def test_words_of_a_client_are_never_a_line(configured, form):
-    process = configured(CONFIG, "--log", "info,zrc_relay=debug", "--log-format", form)
+    process = configured(LOCAL, "--log", "info,zrc_relay=debug", "--log-format", form)
     relay = process.relay
     legs = [await hang_up(relay, when, HOSTILE) for when in ["before", "after"]]
     async with connect(relay) as leg:

@@ -17,18 +17,13 @@ from cryptography.x509.oid import NameOID
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from client import Refusal, connect, pair
+from conftest import LOCAL
 from wire import DEVICE, Grant
 
 NEW = "whsec_" + base64.b64encode(b"n" * 32).decode()
 OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
 
-CONFIG = """
-[relay]
-listen_addr = "127.0.0.1"
-listen_port = 0
-self_certified = true
-[ops]
-listen_port = 0
+CONFIG = LOCAL + """\
 [security]
 webhook_url = "{url}"
 webhook_secret = {secret}

@@ -5,6 +5,7 @@ promtool the metrics.
     tests/ops/check.py ZRC_RELAY SCHEMATHESIS SLOWHTTPTEST PROMTOOL [top] [metrics] [slow] [api]
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ import termios
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -108,24 +110,70 @@ def health(relay):
     )
 
 
+class Pairs:
+    """Allocations with traffic on a relay, and their ids. Each has a program of its own: ending one leaves the others."""
+
+    def __init__(self, binary, relay, count):
+        command = [binary, "bench", "--relay", relay.ops, "--pairs", "1", "--rate", "50", "--secs", "3600"]
+        self.processes = [
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(count)
+        ]
+        begun, paired = time.monotonic(), []
+        while len(paired) < count:
+            if time.monotonic() - begun > 60:
+                self.__exit__()
+                sys.exit(f"of {count} pairs {len(paired)} came")
+            time.sleep(0.05)
+            paired = ask(relay, "/admin/allocations?state=paired")["allocations"]
+        self.ids = [it["id"] for it in paired]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def ask(relay, path):
+    request = urllib.request.Request(relay.admin + path, headers={"Authorization": f"Bearer {relay.token}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+#: The path that needs something live, and what has to be among its answers.
+LIVE = "/admin/allocations/{id}"
+#: Draining, and blocking whatever network, ends what is to be live; the other shares out the wrong tokens.
+APART = ["/admin/drain", "/admin/blocks", "/admin/log"]
+LIVE_ANSWERS = {("GET", 200), ("GET", 404), ("DELETE", 204), ("DELETE", 404)}
+
+
 def api(binary, schemathesis, folder):
     """The document describes what the API does, and nothing that fits or does not fit it brings the API down."""
-    document = ROOT / "src/ops/admin/openapi.json"
+    described = json.loads((ROOT / "src/ops/admin/openapi.json").read_text())
     # Events have no end; tests/it and src/ops/admin/tests.rs read them.
-    paths = [path for path in json.loads(document.read_text())["paths"] if path != "/admin/events"]
+    paths = [path for path in described["paths"] if path != "/admin/events"]
     # The check ignored_auth names a wrong token for each operation, and a relay bears ten from one address in a minute:
-    # each half of the paths has a relay of its own.
-    middle = (len(paths) + 1) // 2
-    for number, half in enumerate((paths[:middle], paths[middle:])):
+    # there are two relays. Allocations live at the one where nothing else ends them.
+    beside_live = [path for path in paths if path not in APART]
+    for number, half in enumerate((beside_live, [path for path in paths if path in APART])):
         home = Path(folder) / f"api-{number}"
         home.mkdir()
-        with Relay(binary, home) as relay:
+        pairs = 4 if LIVE in half else 0
+        with Relay(binary, home) as relay, Pairs(binary, relay, pairs) if pairs else contextlib.nullcontext() as live:
+            if live:
+                # What it begins with: ids that there are. The others are for the list, and for whatever it makes of that.
+                parameter = described["paths"][LIVE]["parameters"][0]
+                parameter["examples"] = {f"live-{id[:4]}": {"value": id} for id in live.ids[:2]}
+            document, seen = home / "openapi.json", home / "seen.har"
+            document.write_text(json.dumps(described))
             chosen = [argument for path in half for argument in ("--include-path", path)]
             run = subprocess.run(
                 [
                     schemathesis, "run", "--url", relay.admin, "--header", f"Authorization: Bearer {relay.token}",
                     *chosen, "--max-time", str(SCHEMATHESIS_SECONDS // 2), "--request-timeout", "10", "--no-color",
-                    document,
+                    "--report-har-path", seen, document,
                 ],
                 timeout=4 * SCHEMATHESIS_SECONDS,
                 # It keeps notes in the folder that it runs in.
@@ -135,6 +183,25 @@ def api(binary, schemathesis, folder):
                 sys.exit("schemathesis found what does not fit; 'seed' above repeats it")
             if health(relay) > 2 * WITHIN:
                 sys.exit("after schemathesis the relay does not answer")
+            if live:
+                missing = LIVE_ANSWERS - answers(seen, LIVE)
+                if missing:
+                    sys.exit(f"no such answer came on {LIVE}: {sorted(missing)}")
+                print(f"schemathesis has met live allocations: {sorted(LIVE_ANSWERS)}")
+    if LIVE not in beside_live:
+        sys.exit(f"{LIVE} is described no more")
+
+
+def answers(har, path):
+    """Which methods were answered by which status, on a path with one id in it."""
+    before, after = path.split("{id}")
+    found = set()
+    for entry in json.loads(har.read_text())["log"]["entries"]:
+        request = entry["request"]
+        asked = urllib.parse.urlsplit(request["url"]).path
+        if re.fullmatch(rf"{re.escape(before)}[0-9a-fA-F]{{32}}{re.escape(after)}", asked):
+            found.add((request["method"], entry["response"]["status"]))
+    return found
 
 
 def slow(relay, slowhttptest):
