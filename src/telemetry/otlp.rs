@@ -1,15 +1,21 @@
 //! Spans for a collector, over OTLP by HTTP: one for each connection, with what was logged while it lived.
 //!
 //! A thread of OpenTelemetry's own gathers them and sends them, by a client that blocks that thread and nothing else.
-//! Its queue is bounded: while a collector is slow or gone, spans are lost and the log says so.
+//! Its queue is bounded: while a collector is slow or gone, spans are lost. The log says so once, and once when they are
+//! sent again.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use opentelemetry::{KeyValue, trace::TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::{
     Resource,
-    trace::{SdkTracerProvider, Tracer},
+    error::OTelSdkResult,
+    trace::{SdkTracerProvider, SpanData, Tracer},
 };
 use reqwest::{Url, blocking::Client, redirect};
 use tracing::Subscriber;
@@ -76,12 +82,54 @@ impl Spans {
             .with_service_name("zrc-relay")
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
+        let exporter = SaysOnce { exporter, lost: AtomicU64::new(0) };
         Ok(Self(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build()))
     }
 
     /// What turns the spans of `tracing` into those that are sent.
     pub fn layer<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> OpenTelemetryLayer<S, Tracer> {
         tracing_opentelemetry::layer().with_tracer(self.0.tracer("zrc-relay"))
+    }
+}
+
+/// Sends spans. OpenTelemetry would have a line in the log for each batch that is not taken, one every five seconds.
+#[derive(Debug)]
+struct SaysOnce {
+    exporter: SpanExporter,
+    /// Spans since the last that were taken.
+    lost: AtomicU64,
+}
+
+impl opentelemetry_sdk::trace::SpanExporter for SaysOnce {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = u64::try_from(batch.len()).unwrap_or(u64::MAX);
+        match self.exporter.export(batch).await {
+            Ok(()) => {
+                let lost = self.lost.swap(0, Ordering::Relaxed);
+                if lost > 0 {
+                    tracing::info!(lost, "the collector takes spans again");
+                }
+            }
+            Err(error) => {
+                if self.lost.fetch_add(spans, Ordering::Relaxed) == 0 {
+                    tracing::warn!(%error, "the collector takes no spans; they are lost until it does");
+                }
+            }
+        }
+        // It has been said.
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
     }
 }
 

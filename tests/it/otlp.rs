@@ -8,17 +8,21 @@ use std::{
     time::Duration,
 };
 
-use crate::{cli::run, cli_serve::Relay};
+use crate::{
+    cli::{command, run},
+    cli_serve::Relay,
+};
 
 /// Longer than anything takes on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Takes requests and answers each with 200: request line and body.
-fn collector() -> (u16, mpsc::Receiver<(String, Vec<u8>)>) {
+/// Takes requests, request line and body. It answers so many with 403, which is not tried again, and then each with 200.
+fn collector(refused: usize) -> (u16, mpsc::Receiver<(String, Vec<u8>)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (sender, requests) = mpsc::channel();
     std::thread::spawn(move || {
+        let mut left = refused;
         for stream in listener.incoming().map_while(Result::ok) {
             let mut reader = BufReader::new(&stream);
             let (mut head, mut length) = (Vec::new(), 0);
@@ -36,7 +40,10 @@ fn collector() -> (u16, mpsc::Receiver<(String, Vec<u8>)>) {
             if head.is_empty() || reader.read_exact(&mut body).is_err() {
                 continue;
             }
-            let _ = (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let status = if left > 0 { "403 Forbidden" } else { "200 OK" };
+            left = left.saturating_sub(1);
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let _ = (&stream).write_all(answer.as_bytes());
             if sender.send((head.concat(), body)).is_err() {
                 break;
             }
@@ -45,9 +52,8 @@ fn collector() -> (u16, mpsc::Receiver<(String, Vec<u8>)>) {
     (port, requests)
 }
 
-#[test]
-fn connections_are_spans_at_a_collector() {
-    let (port, requests) = collector();
+/// A relay that sends its spans there, so often.
+fn relay(port: u16, every: Duration) -> Relay {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("relay.toml");
     let config = format!(
@@ -55,7 +61,20 @@ fn connections_are_spans_at_a_collector() {
          [ops]\nlisten_port = 0\n[log]\notlp_url = \"http://127.0.0.1:{port}/v1/traces\"\n"
     );
     fs::write(&path, config).unwrap();
-    let mut relay = Relay::start(&["serve", "--config", path.to_str().unwrap()], folder);
+    let mut command = command(&["serve", "--config", path.to_str().unwrap()]);
+    Relay::start_command(command.env("OTEL_BSP_SCHEDULE_DELAY", every.as_millis().to_string()), folder)
+}
+
+/// How many lines of the log have this.
+fn lines_with(relay: &Relay, text: &str) -> usize {
+    relay.process.seen.iter().filter(|line| line.contains(text)).count()
+}
+
+#[test]
+fn connections_are_spans_at_a_collector() {
+    let (port, requests) = collector(0);
+    // Later than anything below, but for the end.
+    let mut relay = relay(port, Duration::from_secs(3600));
     assert_eq!(run(&["probe", "--relay", &relay.descriptor()]).exit, 0);
     // What waits is sent before the end.
     relay.process.signal("TERM");
@@ -76,19 +95,38 @@ fn connections_are_spans_at_a_collector() {
     assert!(!relay.process.seen.iter().any(|line| line.contains("session{")), "{:#?}", relay.process.seen);
 }
 
-/// A collector that is not there costs spans and nothing else.
+const SOON: Duration = Duration::from_millis(100);
+const LOST: &str = "the collector takes no spans";
+
+/// A collector that is not there costs spans and a line in the log, and nothing else.
 #[test]
 fn a_relay_without_its_collector_serves() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("relay.toml");
-    let config = format!(
-        "state_dir = \"state\"\n[relay]\nself_certified = true\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\n\
-         [ops]\nlisten_port = 0\n[log]\notlp_url = \"http://127.0.0.1:{port}/v1/traces\"\n"
-    );
-    fs::write(&path, config).unwrap();
-    let mut relay = Relay::start(&["serve", "--config", path.to_str().unwrap()], folder);
+    // A port that is taken, so that nobody else listens there, and on which nobody listens.
+    let taken = tokio::net::TcpSocket::new_v4().unwrap();
+    taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut relay = relay(taken.local_addr().unwrap().port(), SOON);
+    assert_eq!(run(&["probe", "--relay", &relay.descriptor()]).exit, 0);
+    let line = relay.process.line_with(LOST);
+    assert!(line.contains("WARN"), "{line}");
     assert_eq!(run(&["probe", "--relay", &relay.descriptor()]).exit, 0);
     relay.process.signal("TERM");
     assert_eq!(relay.process.end().code(), Some(0));
+    assert_eq!(lines_with(&relay, LOST), 1, "{:#?}", relay.process.seen);
+}
+
+#[test]
+fn a_collector_that_refuses_is_told_of_once_and_once_when_it_takes_spans_again() {
+    let (port, requests) = collector(3);
+    let mut relay = relay(port, SOON);
+    // Each is a batch, or more.
+    for _ in 0..4 {
+        assert_eq!(run(&["probe", "--relay", &relay.descriptor()]).exit, 0);
+        requests.recv_timeout(PATIENCE).expect("no spans came");
+    }
+    let line = relay.process.line_with("the collector takes spans again");
+    assert!(line.contains("lost=") && !line.contains("lost=0"), "{line}");
+    assert_eq!(lines_with(&relay, LOST), 1, "{:#?}", relay.process.seen);
+    relay.process.signal("TERM");
+    assert_eq!(relay.process.end().code(), Some(0));
+    assert!(!relay.process.seen.iter().any(|line| line.contains("ExportError")), "{:#?}", relay.process.seen);
 }
