@@ -251,6 +251,8 @@ function showEnd() {
   const said = at("detail-said");
   said.hidden = false;
   write(said, chosen.end ?? "It has ended.");
+  // What is hidden loses the focus.
+  if (document.activeElement === at("detail-kill")) at("detail").focus();
   at("detail-kill").hidden = true;
   at("legs").replaceChildren();
   at("legs-empty").hidden = false;

@@ -34,6 +34,7 @@ export function ask(dialog, act) {
  * whether the button can be pressed afterwards.
  */
 export async function attempt(button, said, act, mayAgain = () => true) {
+  const focused = document.activeElement === button;
   button.disabled = true;
   said.hidden = true;
   try {
@@ -43,6 +44,8 @@ export async function attempt(button, said, act, mayAgain = () => true) {
     write(said, error.message);
   } finally {
     button.disabled = !mayAgain();
+    // A button that cannot be pressed loses it.
+    if (focused && document.activeElement === document.body) button.focus();
   }
 }
 

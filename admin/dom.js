@@ -42,16 +42,18 @@ export function fill(body, rows) {
 
 /**
  * Makes an element hold one child for each item, in their order. A child stays while its item's key does, so that
- * focus and selections survive; `create(item)` makes one, `update(child, item)` shows the item in it.
+ * focus and selections survive; `create(item)` makes one, `update(child, item)` shows the item in it. The focus of a child
+ * that goes passes to the first button of the one in its place.
  */
 export function keep(parent, items, key, create, update) {
   const keys = new Set(items.map(key));
   const known = new Map();
+  const focused = parent.contains(document.activeElement) ? document.activeElement : null;
+  const place = [...parent.children].findIndex((child) => child.contains(focused));
   for (const child of [...parent.children]) {
     if (keys.has(child.dataset.key)) known.set(child.dataset.key, child);
     else child.remove();
   }
-  const focused = parent.contains(document.activeElement) ? document.activeElement : null;
   items.forEach((item, index) => {
     const name = key(item);
     let child = known.get(name);
@@ -62,8 +64,11 @@ export function keep(parent, items, key, create, update) {
     update(child, item);
     if (parent.children[index] !== child) parent.insertBefore(child, parent.children[index] ?? null);
   });
-  // What is moved loses it.
-  if (focused?.isConnected && document.activeElement !== focused) focused.focus({ preventScroll: true });
+  if (!focused) return;
+  // What is moved loses it. What has gone leaves it to what is there now, or whoever uses a keyboard begins at the top.
+  const next = parent.children[Math.min(place, parent.children.length - 1)]?.querySelector("button");
+  const to = focused.isConnected ? focused : (next ?? parent.closest("[tabindex]"));
+  if (document.activeElement !== to) to?.focus({ preventScroll: true });
 }
 
 /** Makes a description list hold these entries, `{label, text, alarm}`, whose number does not shrink. */

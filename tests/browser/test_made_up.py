@@ -431,6 +431,35 @@ def test_an_answer_of_another_shape_is_not_the_end(stub, visits):
     visit.expect_fault("TypeError")
 
 
+def test_what_goes_leaves_the_focus_where_it_was(stub, visits):
+    visit = visits(stub.url)
+    page = signed_in(visit, stub.url, "#/allocations")
+    expect(rows(page)).to_have_count(25)
+    shown = sorted(it["id"] for it in stub.allocations)
+    rows(page).nth(2).get_by_role("button", name="Kill").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#kill-reason")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(rows(page).nth(2)).to_have_attribute("data-key", shown[3])
+    expect(rows(page).nth(2).get_by_role("button", name="Details")).to_be_focused()
+    # The last one leaves the table itself.
+    page.locator("#find-text").fill(shown[0])
+    expect(rows(page)).to_have_count(1)
+    rows(page).first.get_by_role("button", name="Kill").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    expect(page.locator("#rows-empty")).to_be_visible()
+    expect(page.get_by_role("region", name="Live allocations, table")).to_be_focused()
+
+    # A button that cannot be pressed for a moment is in focus again afterwards.
+    page.get_by_role("link", name="Guard").click()
+    page.get_by_label("Address or network").fill("198.51.100.7")
+    page.get_by_role("button", name="Block", exact=True).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#told")).to_contain_text("is kept out")
+    expect(page.get_by_role("button", name="Block", exact=True)).to_be_focused()
+
+
 def test_a_keyboard_is_enough(stub, visits):
     visit = visits(stub.url)
     page = visit.page
@@ -468,7 +497,9 @@ def test_a_keyboard_is_enough(stub, visits):
     expect(page.locator("#told")).to_contain_text("has been killed")
     expect(page.locator("#rows-empty")).to_be_visible()
     assert ("DELETE", f"/admin/allocations/{id}?reason=too+loud") in stub.asked
-    page.locator("#detail").focus()
+    # What had the focus is no more, and it has not gone back to the top of the page.
+    expect(page.locator("#detail-said")).to_be_visible()
+    expect(page.locator("#detail")).to_be_focused()
     page.keyboard.press("Escape")
     expect(page.locator("#detail")).to_be_hidden()
 
