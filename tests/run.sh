@@ -39,7 +39,7 @@ about() {
     ops) echo "the HTTP ports under schemathesis, slowhttptest and promtool" ;;
     bans) echo "fail2ban and CrowdSec understand the relay's log" ;;
     otel) echo "spans reach a collector (feature otel)" ;;
-    deploy) echo "service, containers, Kubernetes, alerts, dashboard, Debian package and SBOM" ;;
+    deploy) echo "the package where systemd runs, service, containers, Kubernetes, alerts, dashboard, SBOM" ;;
     musl) echo "the static build: its size, and all that quickstart shows with it" ;;
     netns) echo "what gets through a lossy, delayed path between network namespaces" ;;
     peers) echo "the comparison with other relays and the benches still work (no figures)" ;;
@@ -75,7 +75,7 @@ advice() {
 
 step_fmt() { cargo fmt --check; }
 
-step_shell() { shellcheck .ci/run tests/*.sh benches/*.sh deploy/debian/build.sh deploy/debian/post*; }
+step_shell() { shellcheck .ci/run tests/*.sh tests/deploy/*.sh benches/*.sh deploy/debian/build.sh deploy/debian/post*; }
 
 step_page() { limited 2m node --test tests/browser/*.test.mjs; }
 

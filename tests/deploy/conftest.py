@@ -32,6 +32,23 @@ def tools() -> pathlib.Path:
     return pathlib.Path(os.environ["ZRC_DEPLOY_TOOLS"]).resolve()
 
 
+@pytest.fixture(scope="session")
+def package(binary, tmp_path_factory) -> pathlib.Path:
+    """The Debian package, of the program that there is."""
+    folder = tmp_path_factory.mktemp("package")
+    # Where cargo-deb looks for what is not to be built.
+    (folder / "target/musl-test").mkdir(parents=True)
+    # Without its symbols, as a release is packed.
+    run("strip", "--output-file", folder / "target/musl-test/zrc-relay", binary)
+    env = {**os.environ, "ZRC_BIN": str(binary), "CARGO_TARGET_DIR": str(folder / "target")}
+    env |= {"DEBFULLNAME": "Ann Admin", "DEBEMAIL": "ann@example.org"}
+    built = folder / "zrc-relay.deb"
+    pack = ["--no-build", "--no-strip", "--fast", "--profile", "musl-test", "--output", built]
+    done = run(DEPLOY / "debian/build.sh", *pack, env=env)
+    assert "warning" not in done.stderr, done.stderr
+    return built
+
+
 class Metrics:
     """What a relay shows: names, and which values each label of each name takes."""
 

@@ -13,22 +13,6 @@ from conftest import DEPLOY, ROOT, run
 
 
 @pytest.fixture(scope="module")
-def package(binary, tmp_path_factory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("package")
-    # Where cargo-deb looks for what is not to be built.
-    (folder / "target/musl-test").mkdir(parents=True)
-    # Without its symbols, as a release is packed.
-    run("strip", "--output-file", folder / "target/musl-test/zrc-relay", binary)
-    env = {**os.environ, "ZRC_BIN": str(binary), "CARGO_TARGET_DIR": str(folder / "target")}
-    env |= {"DEBFULLNAME": "Ann Admin", "DEBEMAIL": "ann@example.org"}
-    built = folder / "zrc-relay.deb"
-    pack = ["--no-build", "--no-strip", "--fast", "--profile", "musl-test", "--output", built]
-    done = run(DEPLOY / "debian/build.sh", *pack, env=env)
-    assert "warning" not in done.stderr, done.stderr
-    return built
-
-
-@pytest.fixture(scope="module")
 def unpacked(package) -> pathlib.Path:
     folder = package.parent / "unpacked"
     run("dpkg-deb", "--raw-extract", package, folder)
