@@ -4,7 +4,10 @@
 //! The database is the operator's, and it comes from elsewhere: whatever is in it, a country is two capital letters or
 //! [`Country::UNKNOWN`], so that it can be a label of metrics.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use maxminddb::{LookupResult, PathElement, Reader};
 
@@ -51,6 +54,23 @@ const PLACES: [&[PathElement<'static>]; 4] = [
     &[PathElement::Key("registered_country"), PathElement::Key("iso_code")],
 ];
 
+/// What its maker calls a database is cut after so many characters.
+const MAX_KIND_CHARS: usize = 60;
+
+/// Why a file is no database of countries.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DatabaseError {
+    /// It is no MaxMind DB.
+    #[error("is no database in MaxMind's format (MMDB): {0}")]
+    Format(String),
+    /// It is one of something else, as of autonomous systems: every client would be from an unknown country.
+    #[error("is a database without countries, {kind}: there are such of countries and of cities")]
+    NoCountries {
+        /// What its maker calls it, as `GeoLite2-ASN`, printable and cut.
+        kind: String,
+    },
+}
+
 /// A database, whole in memory.
 pub struct Database(Reader<Vec<u8>>);
 
@@ -65,9 +85,29 @@ impl Database {
     /// Takes the bytes of a file.
     ///
     /// # Errors
-    /// They are no MaxMind DB; the text says what is wrong with them.
-    pub fn new(bytes: Vec<u8>) -> Result<Self, String> {
-        Reader::from_source(bytes).map(Self).map_err(|error| error.to_string())
+    /// [`DatabaseError`].
+    pub fn new(bytes: Vec<u8>) -> Result<Self, DatabaseError> {
+        let reader = Reader::from_source(bytes).map_err(|error| DatabaseError::Format(error.to_string()))?;
+        let database = Self(reader);
+        if database.is_of_something_else() {
+            let kind = database.kind().escape_debug().take(MAX_KIND_CHARS).collect();
+            return Err(DatabaseError::NoCountries { kind });
+        }
+        Ok(database)
+    }
+
+    /// Whether some of [`samples`] are known to it, and of none the country. Takes some milliseconds at most; to walk
+    /// through all of it could take for ever, whoever has made it.
+    fn is_of_something_else(&self) -> bool {
+        let mut has_records = false;
+        for ip in samples() {
+            let Ok(found) = self.0.lookup(ip) else { continue };
+            if PLACES.into_iter().any(|place| code(&found, place).is_some()) {
+                return false;
+            }
+            has_records |= found.has_data();
+        }
+        has_records
     }
 
     /// Where this address is said to be. IPv4-mapped ones count as IPv4. Takes microseconds.
@@ -85,6 +125,20 @@ impl Database {
     pub fn built_at_unix(&self) -> u64 {
         self.0.metadata().build_epoch
     }
+}
+
+/// Some 5500 addresses all over, and those that networks of one's own have. A country is found among the first, where the
+/// database has countries.
+fn samples() -> impl Iterator<Item = IpAddr> {
+    let v4 = |a: u8, b: u8, c: u8| IpAddr::from(Ipv4Addr::new(a, b, c, 1));
+    let public = (0..=255).step_by(16).flat_map(move |b| (1..=223).map(move |a| v4(a, b, 1)));
+    let allocated = (0x2000..0x3000).step_by(0x100);
+    let public_v6 = allocated.flat_map(|a| {
+        let ip = move |b| IpAddr::from(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 1));
+        (0..=u16::MAX).step_by(0x400).map(ip)
+    });
+    let private = (0..=255).flat_map(move |n| [v4(10, n, 0), v4(172, n, 0), v4(192, 168, n)]);
+    public.chain(public_v6).chain(private)
 }
 
 /// What stands there, if it is a country.
@@ -139,6 +193,25 @@ mod tests {
         }
         assert_eq!(database.kind(), "zrc-relay-test");
         assert!(database.built_at_unix() > 1_700_000_000);
+    }
+
+    #[test]
+    fn r7_2_a_database_without_countries_is_none_of_them() {
+        // The same networks, and nothing of theirs stands where countries do.
+        let mut other = bytes();
+        let places: Vec<usize> = (0..other.len()).filter(|at| other[*at..].starts_with(b"country")).collect();
+        assert!(places.len() > 2);
+        for at in places {
+            other[at + 1] = b'0';
+        }
+        let Err(DatabaseError::NoCountries { kind }) = Database::new(other.clone()) else { panic!("taken") };
+        assert_eq!(kind, "zrc-relay-test");
+        // Its name is its maker's.
+        let name = other.windows(14).position(|text| text == b"zrc-relay-test").unwrap();
+        other[name..name + 3].copy_from_slice(b"\x1b\n\"");
+        let Err(DatabaseError::NoCountries { kind }) = Database::new(other) else { panic!("taken") };
+        assert!(kind.chars().all(|c| !c.is_control()) && kind.ends_with("-relay-test"), "{kind}");
+        assert!(matches!(Database::new(Vec::new()), Err(DatabaseError::Format(_))));
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! | 128 + n | ended at once by a second signal n (130 SIGINT, 143 SIGTERM) |
 
 mod admin;
+mod attempts;
 mod bench;
 mod certificate;
 mod check_config;

@@ -1,5 +1,6 @@
 //! The configuration and the files of keys and certificates that it names, read again while the relay runs: when one of them has
-//! changed, and on SIGHUP. A file with a fault changes nothing.
+//! changed, and on SIGHUP. A file with a fault changes nothing; a faulty GeoIP database changes nothing of the countries,
+//! and certificates, devices and limits do not wait for it.
 
 use std::{
     collections::BTreeSet,
@@ -7,6 +8,7 @@ use std::{
     io::{self, Read as _},
     mem,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,7 +25,10 @@ use tokio::{
 };
 
 use super::{Exit, Failure, OrFail as _, service};
-use crate::config::{Changed, Config, ConfigError, Settings, Sources, Standing};
+use crate::{
+    config::{Changed, Config, ConfigError, Fault, Reloaded, Settings, Sources, Standing},
+    geoip::Database,
+};
 
 /// How long nothing more may happen before the files are read: several are often changed together.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -42,6 +47,8 @@ struct Source {
     /// What the relay was started with, as far as it reads it only then, and what was last read of the rest.
     settings: Settings,
     watched: Watched,
+    /// What knows countries, in use. The one thing that can be wrong while the rest is heeded.
+    countries: Option<Arc<Database>>,
     /// The files that the configuration in force was read from.
     files: Vec<PathBuf>,
     /// Of all files as they were last read, right or wrong.
@@ -61,6 +68,7 @@ impl Reload {
         let source = (!files.is_empty()).then(|| Source {
             watched: Watched::new(&files),
             seen: fingerprint(&files),
+            countries: config.ops.countries.clone(),
             files,
             sources,
             settings,
@@ -109,12 +117,23 @@ impl Source {
         let read = spawn_blocking(move || {
             // First: what changes in between is read once more.
             let seen = fingerprint(&files);
-            (seen, (asked || seen != before).then(|| sources.load()))
+            (seen, (asked || seen != before).then(|| sources.reload()))
         });
         let (seen, loaded) = read.await.ok()?;
         self.seen = seen;
         match loaded? {
-            Ok((config, settings)) => {
+            Ok(Reloaded { mut config, settings, waiting }) => {
+                if waiting.is_empty() {
+                    self.countries.clone_from(&config.ops.countries);
+                } else {
+                    config.ops.countries.clone_from(&self.countries);
+                }
+                for fault in waiting {
+                    tell(
+                        fault,
+                        "fault in the configuration; what is in use of this stays, and the rest is heeded",
+                    );
+                }
                 let files = files_of(&self.sources, &config);
                 if self.files != files {
                     self.watched = Watched::new(&files);
@@ -145,12 +164,7 @@ impl Source {
                 match error {
                     ConfigError::Faults { faults, .. } => {
                         for fault in faults.0 {
-                            tracing::error!(
-                                key = fault.key,
-                                place = fault.place.map(|place| place.to_string()),
-                                reason = fault.reason,
-                                "fault in the configuration"
-                            );
+                            tell(fault, "fault in the configuration");
                         }
                     }
                     ConfigError::Read { path, source } => {
@@ -161,6 +175,15 @@ impl Source {
             }
         }
     }
+}
+
+fn tell(fault: Fault, what: &str) {
+    tracing::error!(
+        key = fault.key,
+        place = fault.place.map(|place| place.to_string()),
+        reason = fault.reason,
+        "{what}"
+    );
 }
 
 /// The configuration file, if there is one, and all that it names.

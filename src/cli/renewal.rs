@@ -12,7 +12,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Exit, Failure, OrFail as _, files, state};
+use super::{Exit, Failure, OrFail as _, attempts::Attempts, files, state};
 use crate::{
     acme::{AcmeError, Answers, Authority, Hook, Registered, Solver},
     clock::{Clock, rfc3339},
@@ -76,7 +76,17 @@ struct Worker {
 
 impl Worker {
     async fn run(self, mut validity: Option<(i64, i64)>, certificates: mpsc::Sender<Certificate>) {
-        let mut failures = 0;
+        let mut attempts = Attempts::open(&self.state_folder, &self.wanted);
+        if let Some(left) = attempts.left(self.clock.unix_secs(), random_byte()) {
+            tracing::warn!(
+                failures = attempts.failures(),
+                retry_secs = left.as_secs(),
+                file = %attempts.path().display(),
+                "attempts at a certificate have failed before this start: the authority is not asked yet; to have it asked \
+                 at once, remove the file and start anew"
+            );
+            sleep(left).await;
+        }
         loop {
             if let Some((from, until)) = validity {
                 let due = due(from, until, random_byte());
@@ -88,22 +98,21 @@ impl Worker {
                 self.wait_until(due).await;
             }
             let limit = ATTEMPT_TIMEOUT.saturating_add(self.solver().most_time(self.wanted.domains.len()));
-            let attempt = timeout(limit, self.obtain());
+            let attempt = timeout(limit, self.obtain(&mut attempts));
             let obtained = attempt.await.unwrap_or_else(|_| {
                 Err(Failure::new(Exit::Unavailable, "the authority has not finished in time"))
             });
             self.metrics.certificate_renewals(obtained.is_ok()).inc();
             match obtained {
                 Ok(certificate) => {
-                    failures = 0;
+                    attempts.succeeded();
                     validity = certificate.validity();
                     if certificates.send(certificate).await.is_err() {
                         return;
                     }
                 }
                 Err(Failure { error, .. }) => {
-                    let wait = retry(failures, random_byte());
-                    failures = failures.saturating_add(1);
+                    let wait = retry(attempts.failed(self.clock.unix_secs()), random_byte());
                     tracing::warn!(
                         error = format!("{error:#}"),
                         retry_secs = wait.as_secs(),
@@ -128,18 +137,20 @@ impl Worker {
         }
     }
 
-    async fn obtain(&self) -> Result<Certificate, Failure> {
+    async fn obtain(&self, attempts: &mut Attempts) -> Result<Certificate, Failure> {
         let Acme { domains, directory, contact, roots, challenge } = &self.wanted;
         let key_pem = files::read_small(&self.state_folder.join("key.pem"), "TLS key")?;
         let request = signing_request(&key_pem, domains)?;
         let authority =
             Authority { directory: directory.clone(), contact: contact.clone(), roots: roots.clone() };
-        let account = self.account(&authority).await?;
         let solver = self.solver();
         let server = match challenge {
             Challenge::Http { listen: Some(listen) } => Some(self.listen(*listen).await?),
             Challenge::Http { listen: None } | Challenge::Dns { .. } => None,
         };
+        // What this machine lacks has been found by now.
+        attempts.begin(self.clock.unix_secs());
+        let account = self.account(&authority).await?;
         let mut chain = account.obtain(domains, &solver, &request).await;
         if matches!(chain, Err(AcmeError::NoSuchAccount)) {
             tracing::info!(directory, "the authority has forgotten the account: another one is made");
@@ -231,7 +242,7 @@ fn due(from: i64, until: i64, random: u8) -> i64 {
 }
 
 /// How long to wait after so many failures before: between half and all of it is left to chance.
-fn retry(failures: u32, random: u8) -> Duration {
+pub(super) fn retry(failures: u32, random: u8) -> Duration {
     let wait = FIRST_RETRY.saturating_mul(4_u32.saturating_pow(failures)).min(MAX_RETRY);
     wait / 2 + wait / 2 * u32::from(random) / 255
 }

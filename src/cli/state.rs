@@ -6,6 +6,7 @@
 //! | `cert.pem` | 0644 | a certificate for it, signed by itself, for a year; signed anew when a third of that is left |
 //! | `acme-cert.pem` | 0644 | the last certificate for that key that an authority has signed, with its chain |
 //! | `acme-account.json` | 0600 | the account with that authority, and its key |
+//! | `acme-attempts.json` | 0600 | attempts at one that have failed, while the last one has not succeeded |
 //! | `relay_id` | 0644 | the audience of tokens, random |
 //! | `relay.json` | 0644 | how clients find the relay; written at each start, and with each new certificate |
 //! | `audit.jsonl` | 0600 | what administrators did, and `audit.head`, how far it goes |

@@ -53,6 +53,9 @@ pub struct Fault {
     /// Whether nothing is wrong with what stands there, but for a file that it names and that cannot be read on this
     /// machine.
     pub on_disk: bool,
+    /// Whether a relay that runs goes on with what it has of this, and heeds all the rest: nobody's rights and nobody's
+    /// certificate wait for it.
+    pub can_wait: bool,
 }
 
 impl Fault {

@@ -53,7 +53,7 @@ use read::Section;
 use relay::{DEFAULT_KEEPALIVE, DEFAULT_MAX_UNAUTHENTICATED, DEFAULT_RULES};
 pub use relay::{MAX_SHARDS, Relay};
 pub use security::{Security, Webhook};
-pub use sources::{Changed, ConfigError, Reading, Setting, Settings, Sources};
+pub use sources::{Changed, ConfigError, Reading, Reloaded, Setting, Settings, Sources};
 pub use tiers::{DEFAULT_TIER, Tiers};
 pub use units::{DurationError, parse_duration, show_duration};
 
@@ -138,15 +138,30 @@ impl Config {
     /// Everything that is wrong with it.
     pub fn parse(text: &str, folder: &Path) -> Result<Self, Faults> {
         match text.parse::<Table>() {
-            Ok(table) => check(Layers::of(text, table, None), folder, Vec::new()).0,
+            Ok(table) => check(Layers::of(text, table, None), folder, Vec::new()).result(),
             Err(error) => Err(Faults(vec![sources::not_toml(&error)])),
         }
     }
 }
 
-/// Checks the values of all layers; `faults` are those that came of laying them over each other. Also answers with the
-/// paths of all keys there are, for the test of the example.
-fn check(layers: Layers, folder: &Path, mut faults: Vec<Fault>) -> (Result<Config, Faults>, Vec<String>) {
+/// What came of a check.
+struct Checked {
+    /// With the default in the place of what is wrong: not to be used where there are faults that cannot wait.
+    config: Config,
+    faults: Vec<Fault>,
+    /// The paths of all keys there are, for the test of the example.
+    #[cfg_attr(not(test), allow(dead_code, reason = "for a test"))]
+    keys: Vec<String>,
+}
+
+impl Checked {
+    fn result(self) -> Result<Config, Faults> {
+        if self.faults.is_empty() { Ok(self.config) } else { Err(Faults(self.faults)) }
+    }
+}
+
+/// Checks the values of all layers; `faults` are those that came of laying them over each other.
+fn check(layers: Layers, folder: &Path, mut faults: Vec<Fault>) -> Checked {
     let mut top = Section::new("", layers.values.clone(), &mut faults);
     let state_dir = top
         .read("state_dir", &format!("{DEFAULT_STATE_DIR:?}"), |value| {
@@ -180,12 +195,7 @@ fn check(layers: Layers, folder: &Path, mut faults: Vec<Fault>) -> (Result<Confi
     keys.extend(log_keys);
     keys.extend(admin_keys);
     put_in_place(&mut faults, &layers, relay.device_file.as_deref());
-    let config = if faults.is_empty() {
-        Ok(Config { state_dir, acme, relay, guard, ops, security, log, admin })
-    } else {
-        Err(Faults(faults))
-    };
-    (config, keys)
+    Checked { config: Config { state_dir, acme, relay, guard, ops, security, log, admin }, faults, keys }
 }
 
 /// Says of each fault where it is.

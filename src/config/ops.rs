@@ -26,7 +26,7 @@ pub struct Ops {
     pub listen: SocketAddr,
     /// Knows which countries clients come from.
     pub countries: Option<Arc<Database>>,
-    /// The file that it was read from.
+    /// The file that it was read from, or cannot be.
     pub geoip_file: Option<PathBuf>,
     /// Names that HTTP is asked by here and on the admin port, besides addresses and private ones.
     pub allowed_hosts: Vec<String>,
@@ -38,20 +38,19 @@ pub(super) fn read_ops(table: Table, folder: &Path, faults: &mut Vec<Fault>) -> 
         ops.read("listen_addr", r#""127.0.0.1""#, read::ip).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let listen_port = ops.read("listen_port", "9433", read::number(0..=u16::MAX)).unwrap_or(DEFAULT_OPS_PORT);
     let allowed_hosts = ops.read("allowed_hosts", r#"["relay.example.com"]"#, hosts).unwrap_or_default();
-    let geoip = ops.read("geoip_path", GEOIP_EXAMPLE, |value| countries(value, folder));
-    let (geoip_file, countries) = geoip.unzip();
+    let mut geoip_file = None;
+    let countries = ops.read("geoip_path", GEOIP_EXAMPLE, |value| {
+        let path = geoip_file.insert(folder.join(read::text(value)?));
+        countries(path).map_err(Reason::that_can_wait)
+    });
     let listen = SocketAddr::new(listen_addr, listen_port);
     (Ops { listen, countries, geoip_file, allowed_hosts }, ops.finish())
 }
 
-/// The file and what is in it.
-fn countries(value: &Value, folder: &Path) -> Result<(PathBuf, Arc<Database>), Reason> {
-    let path = folder.join(read::text(value)?);
-    let mut bytes = read::file(&path, MAX_GEOIP_BYTES)?;
-    let database = Database::new(std::mem::take(&mut bytes)).map_err(|error| {
-        format!("the file {} is no database in MaxMind's format (MMDB): {error}", path.display())
-    })?;
-    Ok((path, Arc::new(database)))
+fn countries(path: &Path) -> Result<Arc<Database>, Reason> {
+    let mut bytes = read::file(path, MAX_GEOIP_BYTES)?;
+    let database = Database::new(std::mem::take(&mut bytes));
+    Ok(Arc::new(database.map_err(|error| format!("the file {} {error}", path.display()))?))
 }
 
 /// Names without ports; `*` for all there are.

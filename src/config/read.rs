@@ -22,11 +22,13 @@ pub(super) struct Reason {
     text: String,
     /// See [`Fault::on_disk`].
     on_disk: bool,
+    /// See [`Fault::can_wait`].
+    can_wait: bool,
 }
 
 impl From<String> for Reason {
     fn from(text: String) -> Self {
-        Self { text, on_disk: false }
+        Self { text, on_disk: false, can_wait: false }
     }
 }
 
@@ -39,14 +41,20 @@ impl From<&'static str> for Reason {
 impl Reason {
     /// The fault of a value that is read before the sections are.
     pub(super) fn fault(self, key: &str, value: Option<&str>) -> Fault {
-        let Self { text, on_disk } = self;
+        let Self { text, on_disk, can_wait } = self;
         Fault {
             key: key.to_owned(),
             value: value.map(|value| format!("{value:?}")),
             reason: text,
             on_disk,
+            can_wait,
             ..Fault::default()
         }
+    }
+
+    /// The same, of what a relay that runs can do without: see [`Fault::can_wait`].
+    pub(super) fn that_can_wait(self) -> Self {
+        Self { can_wait: true, ..self }
     }
 }
 
@@ -79,8 +87,11 @@ impl<'a> Section<'a> {
         match parse(&value) {
             Ok(parsed) => Some(parsed),
             Err(reason) => {
-                let Reason { text, on_disk } = reason.into();
+                let Reason { text, on_disk, can_wait } = reason.into();
                 self.fault(key, Some(&value), text, format!("{key} = {example}"));
+                if let Some(fault) = self.faults.last_mut() {
+                    fault.can_wait = can_wait;
+                }
                 if let Some(fault) = self.faults.last_mut().filter(|_| on_disk) {
                     fault.on_disk = true;
                     // Another file that is not there would be no better.
@@ -179,7 +190,8 @@ pub(super) fn file(path: &Path, most_bytes: u64) -> Result<Zeroizing<Vec<u8>>, R
 /// What is wrong with its content is no matter of the machine.
 fn not_read(path: &Path, error: &io::Error) -> Reason {
     let of_content = matches!(error.kind(), io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidData);
-    Reason { text: format!("cannot read the file {}: {error}", path.display()), on_disk: !of_content }
+    let text = format!("cannot read the file {}: {error}", path.display());
+    Reason { text, on_disk: !of_content, can_wait: false }
 }
 
 /// The same, of a text.

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use super::{
-    Config, Fault, Faults, MAX_FILE_BYTES, Place,
+    Checked, Config, Fault, Faults, MAX_FILE_BYTES, Place,
     example::{self, Key},
     files,
     layers::{Layers, Overrides, Places},
@@ -85,12 +85,28 @@ pub struct Reading {
     pub checked: Result<Config, Faults>,
 }
 
+/// What a relay that runs is to heed.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// Without what the faults are about.
+    pub config: Config,
+    /// What each value is and where it comes from.
+    pub settings: Settings,
+    /// What is wrong and can wait.
+    pub waiting: Vec<Fault>,
+}
+
 impl Sources {
     /// Reads all layers, lays them over each other and checks the result.
     ///
     /// # Errors
     /// [`ConfigError::Read`] alone: faults are part of what was read.
     pub fn read(&self) -> Result<Reading, ConfigError> {
+        let (settings, checked) = self.check()?;
+        Ok(Reading { settings, checked: checked.and_then(Checked::result) })
+    }
+
+    fn check(&self) -> Result<(Settings, Result<Checked, Faults>), ConfigError> {
         let text = match &self.file {
             Some(path) => files::read_text(path, MAX_FILE_BYTES)
                 .map(|text| text.to_string())
@@ -113,11 +129,11 @@ impl Sources {
                 faults.push(not_toml(&error));
                 Layers::default().put_over(&self.over, &mut faults);
                 // Whatever is missing may stand there: nothing else is judged.
-                return Ok(Reading { settings: Settings::default(), checked: Err(Faults(faults)) });
+                return Ok((Settings::default(), Err(Faults(faults))));
             }
         };
         let settings = Settings::new(&layers);
-        Ok(Reading { settings, checked: super::check(layers, folder, faults).0 })
+        Ok((settings, Ok(super::check(layers, folder, faults))))
     }
 
     /// The same, for those who want a good configuration or none.
@@ -128,8 +144,26 @@ impl Sources {
         let Reading { settings, checked } = self.read()?;
         match checked {
             Ok(config) => Ok((config, settings)),
-            Err(faults) => Err(ConfigError::Faults { path: self.file.clone(), faults }),
+            Err(faults) => Err(self.faulty(faults)),
         }
+    }
+
+    /// The same, for a relay that runs: what [can wait](Fault::can_wait) does not keep it from heeding the rest.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with all faults if one of them cannot wait.
+    pub fn reload(&self) -> Result<Reloaded, ConfigError> {
+        let (settings, checked) = self.check()?;
+        match checked {
+            Ok(Checked { config, faults, .. }) if faults.iter().all(|fault| fault.can_wait) => {
+                Ok(Reloaded { config, settings, waiting: faults })
+            }
+            Ok(Checked { faults, .. }) | Err(Faults(faults)) => Err(self.faulty(Faults(faults))),
+        }
+    }
+
+    fn faulty(&self, faults: Faults) -> ConfigError {
+        ConfigError::Faults { path: self.file.clone(), faults }
     }
 }
 

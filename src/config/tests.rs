@@ -50,7 +50,7 @@ fn the_example_has_every_key_and_explains_it() {
             explained = line.starts_with("# ");
         }
     }
-    let mut keys = check(Layers::default(), Path::new(""), Vec::new()).1;
+    let mut keys = check(Layers::default(), Path::new(""), Vec::new()).keys;
     keys.sort();
     shown.sort();
     assert_eq!(shown, keys);

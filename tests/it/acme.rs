@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::mpsc,
     time::Duration,
 };
 
@@ -160,6 +161,76 @@ fn unix() -> i64 {
     i64::try_from(zrc_relay::clock::Clock::start().unix_secs()).unwrap()
 }
 
+/// Something that takes requests and never answers, and tells of each.
+fn silent() -> (u16, mpsc::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (sender, asked) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept() {
+            held.push(stream);
+            if sender.send(()).is_err() {
+                break;
+            }
+        }
+    });
+    (port, asked)
+}
+
+#[test]
+fn a_relay_that_crashes_again_and_again_does_not_ask_the_authority_each_time() {
+    let (port, asked) = silent();
+    let patience = Duration::from_secs(60);
+    let config = |domain: &str, page: &str| {
+        format!(
+            "state_dir = \"state\"\n[relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\nself_certified = true\n\
+             [acme]\naccept_terms = true\ndirectory = \"https://127.0.0.1:{port}/{page}\"\nhttp_port = 0\n\
+             domains = [{domain:?}]\n[ops]\nlisten_port = 0\n"
+        )
+    };
+    let first = config("a.test", "dir");
+    // It is killed while it asks.
+    let Relay { process, folder, .. } = serve(&first);
+    asked.recv_timeout(patience).unwrap();
+    drop(process);
+    let file = folder.path().join("state/acme-attempts.json");
+    let mut kept: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(kept["failures"], 1);
+    // As after some more of that; the waiting is then of hours, however slow this machine is.
+    kept["failures"] = 6.into();
+    fs::write(&file, kept.to_string()).unwrap();
+    while asked.try_recv().is_ok() {}
+    let mut relay = serve_in(&first, folder);
+    let said = relay.process.line_with("the authority is not asked yet");
+    assert!(said.contains("WARN") && said.contains("failures=6"), "{said}");
+    let retry: u64 = said.split("retry_secs=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!((10_000..=21_600).contains(&retry), "{said}");
+    assert_eq!(relay.get("/ready").0, 200);
+    assert!(asked.try_recv().is_err(), "it was asked all the same");
+
+    // What is asked for has changed, or nobody can say what was.
+    let mut folder = relay.folder;
+    drop(relay.process);
+    for (config, damaged) in [
+        (config("b.test", "dir"), None),
+        (config("b.test", "other"), None),
+        (config("b.test", "other"), Some("{\"failures\": 6")),
+    ] {
+        if let Some(damaged) = damaged {
+            fs::write(&file, damaged).unwrap();
+        }
+        let relay = serve_in(&config, folder);
+        asked.recv_timeout(patience).expect("it is asked at once");
+        assert!(relay.process.seen.iter().all(|line| !line.contains("not asked yet")));
+        drop(relay.process);
+        while asked.try_recv().is_ok() {}
+        let kept: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        assert_eq!(kept["failures"], 1);
+        folder = relay.folder;
+    }
+}
+
 #[test]
 #[ignore = "needs Debian's pebble: tests/run.sh acme"]
 fn a_certificate_is_obtained_over_http_renewed_and_found_again() {
@@ -198,10 +269,12 @@ fn a_certificate_is_obtained_over_http_renewed_and_found_again() {
     let said = relay.process.line_with("no certificate could be obtained");
     assert!(said.contains("WARN") && said.contains("retry_secs"), "{said}");
     assert_eq!((metric(&relay, FAILED), relay.get("/ready").0), (1, 200));
+    assert!(state.join("acme-attempts.json").exists(), "a restart would wait");
     // One that has forgotten the account is asked for another.
     authority.come();
     certified(&mut relay);
     assert_ne!(fs::read(state.join("acme-account.json")).unwrap(), account);
+    assert!(!state.join("acme-attempts.json").exists(), "what has succeeded is forgotten");
 }
 
 #[test]

@@ -103,6 +103,27 @@ async fn r7_2_clients_are_counted_by_country_and_the_database_can_be_replaced() 
     replace(&folder, "countries.mmdb", &COUNTRIES[..COUNTRIES.len() / 2]);
     let fault = said(&mut relay, "fault in the configuration");
     assert!(fault.contains("ops.geoip_path") && fault.contains("no database"), "{fault}");
+    assert!(fault.contains("the rest is heeded"), "{fault}");
+    // Nor does anything else wait for it: neither by its being bad nor by its not being there.
+    fs::remove_file(folder.join("countries.mmdb")).unwrap();
+    let fault = said(&mut relay, "cannot read the file");
+    assert!(fault.contains("ops.geoip_path") && fault.contains("the rest is heeded"), "{fault}");
+    let limited = config(GEOIP).replace("[ops]", "max_allocations = 77\n[ops]");
+    replace(&folder, "relay.toml", limited.as_bytes());
+    said(&mut relay, "the rest is heeded");
+    // The next reload begins when this one is in force.
+    relay.process.signal("HUP");
+    said(&mut relay, "the rest is heeded");
+    assert!(relay.get("/metrics").1.contains("\nzrc_relay_max_allocations 77\n"));
+    // What cannot wait is told with it, and then nothing is heeded.
+    replace(&folder, "relay.toml", limited.replace("= 77", "= 0").as_bytes());
+    said(&mut relay, "what is in force stays");
+    said(&mut relay, "relay.max_allocations");
+    let fault = said(&mut relay, "ops.geoip_path");
+    assert!(!fault.contains("the rest is heeded"), "{fault}");
+    assert!(relay.get("/metrics").1.contains("\nzrc_relay_max_allocations 77\n"));
+    replace(&folder, "relay.toml", limited.as_bytes());
+    said(&mut relay, "the rest is heeded");
     let second = connect(&relay, "127.0.0.1").await;
     assert_eq!(counted(&relay)[0], "{AQ} 2");
     leaves(&mut relay, second);
@@ -155,5 +176,18 @@ fn r7_2_serve_needs_a_database_that_is_one_and_check_config_needs_none() {
         assert_eq!(code, 78, "{said}");
         assert!(said.contains("is no database in MaxMind's format"), "{said}");
         assert!(said.contains("for example: geoip_path = "), "{said}");
+    }
+    // One of something else is a fault wherever it is read.
+    let mut others = COUNTRIES.to_vec();
+    for at in 0..others.len() {
+        if others[at..].starts_with(b"country") {
+            others[at] = b'k';
+        }
+    }
+    fs::write(folder.path().join("countries.mmdb"), others).unwrap();
+    for ran in [refused(), run(&["check-config", path])] {
+        assert_eq!(ran.exit, 78, "{ran:?}");
+        assert!(ran.stderr.contains("is a database without countries, zrc-relay-test"), "{ran:?}");
+        assert!(ran.stderr.contains("for example: geoip_path = "), "{ran:?}");
     }
 }
