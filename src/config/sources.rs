@@ -273,8 +273,8 @@ impl Settings {
         }
     }
 
-    /// Which keys have other values than before; a list counts as one. Of [`REPLACED`], one that has come or gone is not
-    /// heeded before a restart.
+    /// Which keys have other values than before; a list counts as one. Of the certificate for administrators, one that has
+    /// come or gone is not heeded before a restart.
     pub fn changed_since(&self, before: &Self) -> Changed {
         let mut changed = Changed::default();
         for key in example::keys() {
