@@ -2,6 +2,8 @@
 
 /** An answer that takes longer is none. */
 const ANSWER_MS = 5000;
+/** The same where something is done: that is answered when the audit log is on disk, or by the relay itself after 10 s. */
+const DONE_MS = 12_000;
 
 /**
  * Why there is no answer: `gone` (nobody answers), `off` (somebody does, who knows no admin API), `token` (it is not
@@ -80,7 +82,7 @@ export class Api {
   }
 
   async #ask(method, path, query, body) {
-    const response = await this.#fetch(method, path, query, body, AbortSignal.timeout(ANSWER_MS));
+    const response = await this.#fetch(method, path, query, body, AbortSignal.timeout(method === "GET" ? ANSWER_MS : DONE_MS));
     if (!response.ok) throw await refusal(path, response);
     const text = await response.text().catch(() => {
       throw new Failure("gone", "The answer broke off.");

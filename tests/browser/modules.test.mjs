@@ -313,3 +313,17 @@ test("what was asked before signing out is answered to nobody", async () => {
     globalThis.fetch = before;
   }
 });
+
+test("what is done is waited for longer than the relay itself waits", async () => {
+  const before = [globalThis.fetch, AbortSignal.timeout];
+  const patience = [];
+  try {
+    globalThis.fetch = async () => new Response("{}");
+    AbortSignal.timeout = (ms) => patience.push(ms) && new AbortController().signal;
+    const api = new Api("token");
+    for (const method of ["get", "post", "put", "delete"]) await api[method]("admin/drain", {});
+  } finally {
+    [globalThis.fetch, AbortSignal.timeout] = before;
+  }
+  assert.deepEqual(patience.map((ms) => ms > 10_000), [false, true, true, true]);
+});
