@@ -8,7 +8,7 @@
 //! | `acme-account.json` | 0600 | the account with that authority, and its key |
 //! | `acme-attempts.json` | 0600 | attempts at one that have failed, while the last one has not succeeded |
 //! | `relay_id` | 0644 | the audience of tokens, random |
-//! | `relay.json` | 0644 | how clients find the relay; written at each start, and with each new certificate |
+//! | `relay.json` | 0644 | how clients find the relay; written at each start, and with each new certificate or name |
 //! | `audit.jsonl` | 0600 | what administrators did, and `audit.head`, how far it goes |
 //! | `blocks.jsonl` | 0600 | the networks that administrators block, until when, and why |
 //! | `admin.tokens` | 0600 | the hashes of their tokens, unless the configuration has another file; `admin.tokens.lock` is held while they change |
