@@ -197,10 +197,16 @@ step_musl() {
     if ldd "$stripped" 2>&1 | grep -F '=>'; then fail "the program is not static: it loads the libraries above"; fi
     # Musl's allocator would do, and be slow. Its names are stripped above.
     grep -qa mi_malloc_aligned "$program" || fail "the static program has another allocator than mimalloc"
-    local state
-    state=$(mktemp -d)
-    limited 5m "$stripped" quickstart --once --state-dir "$state"
-    rm -rf "$state"
+    # As deploy/container/Containerfile has it: beside nothing else, and, where that can be had, as its user.
+    local box enter=(unshare --map-root-user chroot)
+    if ((EUID == 0)); then enter=(chroot --userspec=65532:65532); fi
+    box=$(mktemp -d)
+    chmod 755 "$box"
+    install "$stripped" "$box/zrc-relay"
+    install -d -m 0700 "$box/var/lib/zrc-relay"
+    if ((EUID == 0)); then chown 65532:65532 "$box/var/lib/zrc-relay"; fi
+    limited 5m "${enter[@]}" "$box" /zrc-relay quickstart --once --state-dir /var/lib/zrc-relay
+    rm -rf "$box"
 }
 
 # Unpacks a Debian package below a folder, without installing it: what it brings would start to run on this machine.
