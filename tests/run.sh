@@ -313,6 +313,7 @@ prepare() {
         musl) command -v musl-gcc >/dev/null || packages+=(musl-tools) ;;
         deploy)
             command -v systemd-analyze >/dev/null || packages+=(systemd)
+            command -v ip >/dev/null || packages+=(iproute2)
             command -v groff >/dev/null || packages+=(groff)
             command -v lintian >/dev/null || packages+=(lintian)
             python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)

@@ -159,7 +159,7 @@ def test_the_service_relays_with_all_that_is_taken_away_from_it(serving):
     assert re.match(r"relay on \[::\]:4433 \(UDP\)", serving.show("StatusText"))
     said = serving.run(f"{BENCH} --secs 1 2>&1")
     assert re.search(r"^delivered +200 ", said, re.M), said
-    user = serving.run("ps -o user= -p $(systemctl show -P MainPID zrc-relay)").strip()
+    user = serving.run("stat --format %U /proc/$(systemctl show --value -p MainPID zrc-relay)").strip()
     assert user == "zrc-relay"
     listed = serving.run("stat --format '%a %U' /var/lib/zrc-relay /var/lib/zrc-relay/key.pem").split("\n")
     assert listed[:2] == ["700 zrc-relay", "600 zrc-relay"]
