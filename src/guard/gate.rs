@@ -405,6 +405,11 @@ impl Guard {
         self.lists.blocks(now)
     }
 
+    /// How many these are.
+    pub fn count(&self, now: Duration) -> usize {
+        self.lists.count(now)
+    }
+
     /// A number that is another one whenever an address may be blocked that was not: then look at everybody.
     pub fn list_changes(&self) -> u64 {
         self.lists.changes()

@@ -238,6 +238,13 @@ impl Lists {
             .collect()
     }
 
+    /// How many blocks are in force. Takes time in proportion to those that were pushed, and no memory.
+    pub fn count(&self, now: Duration) -> usize {
+        let pushed = self.pushed.read().unwrap_or_else(PoisonError::into_inner);
+        let in_force = pushed.iter().filter(|(_, block)| block.holds(now)).count();
+        self.configured.load().block.len() + in_force
+    }
+
     /// Lets go of what is over; how many blocks that were pushed are left. Takes time in proportion to them.
     pub fn tidy(&self, now: Duration) -> usize {
         let mut pushed = self.pushed.write().unwrap_or_else(PoisonError::into_inner);
@@ -322,7 +329,7 @@ mod tests {
         lists.block(net("192.0.2.0/24"), None, &"long ".repeat(1000), NOW).unwrap();
         assert!(lists.is_blocked(ip, NOW));
         let listed = lists.blocks(NOW);
-        assert_eq!(listed.len(), 2);
+        assert_eq!((listed.len(), lists.count(NOW)), (2, 2));
         let one = listed.iter().find(|block| block.network.prefix_len() == 32).unwrap();
         assert_eq!((one.until, &*one.reason, one.configured), (Some(until), "scans", false));
         assert!(listed.iter().all(|block| block.reason.chars().count() <= MAX_REASON_CHARS));
@@ -333,10 +340,12 @@ mod tests {
         assert!(lists.is_blocked(ip, until - Duration::from_nanos(1)));
         assert!(!lists.is_blocked(ip, until));
         assert!(lists.blocks(until).is_empty());
+        assert_eq!(lists.count(until), 0);
         assert_eq!((lists.tidy(NOW), lists.tidy(until)), (1, 0));
         // A reload leaves what was pushed.
         lists.block(net("2001:db8::/32"), None, "", NOW).unwrap();
         lists.configure(&[], &nets(&["198.51.100.0/24"]));
+        assert_eq!(lists.count(NOW), 2);
         assert!(blocked(&lists, "2001:db8::7") && blocked(&lists, "198.51.100.1"));
         lists.configure(&nets(&["2001:db8::7/128"]), &[]);
         assert!(!blocked(&lists, "2001:db8::7"), "allowed more narrowly");

@@ -71,7 +71,7 @@ pub(super) async fn stats(State(app): State<App>, Extension(caller): By) -> Json
         "security_events": totals.security_events,
         "guard": {
             "level": handles.guard.level().name(),
-            "blocks": handles.guard.list(now.mono).len(),
+            "blocks": handles.guard.count(now.mono),
         },
     }))
 }
