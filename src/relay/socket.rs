@@ -378,8 +378,11 @@ impl ShardSocket {
     fn send_whole(&self, way: &Way, meta: &RecvMeta, run: &mut [u8], stride: usize, tag: Tag) {
         if let Err(reason) = self.send_charged(way, meta, run, stride) {
             let (packets, bytes) = weight(run, stride);
-            // A leg that has left in this very moment is charged for what its client believes sent.
-            self.hub.channels.look(tag, |leg| leg.meter.refund_datagrams(leg.role, packets, bytes));
+            // Either leg may have left in this very moment; they share one meter. Where both have, nobody is there
+            // to whom this train, the last of theirs, would matter.
+            let refund = |leg: &Leg| leg.meter.refund_datagrams(way.role, packets, bytes);
+            let channels = &self.hub.channels;
+            let _ = channels.look(tag, refund).or_else(|| channels.look(way.tag, refund));
             self.hub.metrics.dropped(reason, packets as u64);
         }
     }
@@ -726,7 +729,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::relay::tests::{Harness, hub};
+    use crate::{
+        relay::tests::{Harness, hub, leg},
+        table::Counts,
+    };
 
     const SHARDS: u8 = 3;
 
@@ -896,6 +902,36 @@ mod tests {
             }
         }
         assert!(turns >= 3);
+    }
+
+    #[tokio::test]
+    async fn r3_5_what_could_not_be_sent_is_not_charged_where_one_of_both_has_just_left() {
+        let harness = Harness::start();
+        let (device, peer) = harness.joined_pair(&harness.pair()).await;
+        let hub = Arc::new(hub(&harness));
+        let socket = socket(hub.clone(), 0, Arc::new(Mailboxes::new(1)));
+        for gone in [None, Some(Role::Device), Some(Role::Peer)] {
+            let from = Arc::new(leg(&harness, &device, Role::Device));
+            let to = Arc::new(Leg { meter: from.meter.clone(), ..leg(&harness, &peer, Role::Peer) });
+            let [tag, other_tag] = [&from, &to].map(|leg| {
+                assert!(hub.channels.open(leg));
+                leg.channel().unwrap().tag().unwrap()
+            });
+            if let Some(gone) = gone {
+                assert!(hub.channels.close(if gone == Role::Device { &from } else { &to }));
+            }
+            let mut train = [&channel::data_header(tag)[..], b"payload"].concat().repeat(2);
+            let stride = train.len() / 2;
+            from.meter.charge_datagrams(1, Role::Device, 2, 14).unwrap();
+            let before = harness.dropped("send_failed");
+            // Nothing can be sent to that port.
+            let path = Path { remote: "127.0.0.1:0".parse().unwrap(), local_ip: None };
+            let way = Way { path, tag: other_tag, role: Role::Device };
+            socket.send_whole(&way, &RecvMeta::default(), &mut train, stride, tag);
+            assert_eq!(harness.dropped("send_failed") - before, 2, "{gone:?}");
+            assert_eq!(from.meter.bytes_used(), 0, "{gone:?}");
+            assert_eq!(from.meter.counts(Role::Device), Counts::default(), "{gone:?}");
+        }
     }
 
     #[derive(Default)]
