@@ -912,7 +912,9 @@ mod tests {
         let socket = socket(hub.clone(), 0, Arc::new(Mailboxes::new(1)));
         for gone in [None, Some(Role::Device), Some(Role::Peer)] {
             let from = Arc::new(leg(&harness, &device, Role::Device));
-            let to = Arc::new(Leg { meter: from.meter.clone(), ..leg(&harness, &peer, Role::Peer) });
+            let mut to = leg(&harness, &peer, Role::Peer);
+            to.meter = from.meter.clone();
+            let to = Arc::new(to);
             let [tag, other_tag] = [&from, &to].map(|leg| {
                 assert!(hub.channels.open(leg));
                 leg.channel().unwrap().tag().unwrap()
