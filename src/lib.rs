@@ -74,13 +74,14 @@
 //! - Only an address that has proven itself is counted, blocked for what it did, or reported. What forged packets can
 //!   bring about is a Retry or silence, for all alike, and never more than three bytes for one. Whoever has a
 //!   connection and claims to have moved has that address sent one whole datagram, as quinn does it, and so at most 64
-//!   addresses in 10 s (`quic::moves`).
+//!   addresses in 10 s (`quic::moves`). What quinn sends behind that, to look for a larger MTU, is withheld.
 //! - Every queue, buffer and wait is bounded, and the bound says why. What a client is to be told sits in slots
 //!   where the latest wins, so a client that does not read costs a few hundred bytes.
 //! - Who may have what can change while sessions run: it is judged under the table's mutex, for those who join as for
 //!   those who are there, so nobody slips between the old rules and the new.
 //! - A panic in a session ends that session, a panic over a packet costs what arrived with it; both are counted,
-//!   and nothing else happens. A shard that is lost all the same ends the daemon, for its supervisor to start anew.
+//!   and nothing else happens. One within quinn's own state leaves a lock that nobody may take again: that, as any
+//!   other way to lose a shard, ends the daemon, for its supervisor to start anew.
 //! - No payload, token or key is logged; addresses only at debug, but where the operator asks for those of security
 //!   events. Each event is one line, whatever clients put into it.
 //!

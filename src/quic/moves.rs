@@ -5,9 +5,13 @@
 //! reflector of that. quinn tells nobody, and to look at each connection takes turns. But it makes a congestion controller
 //! for each path, in the task that drives the connection, which then sends, all in one go. So that task carries a count
 //! ([`Driven`]), the making of controllers counts ([`path_began`]), and the socket asks ([`is_restless`]).
+//!
+//! Behind that datagram quinn at once looks for a larger MTU on the new path, with a packet that no budget for addresses
+//! that have not proven themselves knows of. So the socket asks for that as well ([`is_second_to`]).
 
 use std::{
     cell::Cell,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -21,6 +25,18 @@ pub(crate) const WINDOW: Duration = Duration::from_secs(10);
 thread_local! {
     /// Of the connection that is being driven on this thread.
     static DRIVEN: Cell<Option<(Moves, Now)>> = const { Cell::new(None) };
+    /// Of that connection, since it was last woken: what it has sent on a path that has begun since.
+    static BEGUN: Cell<Begun> = const { Cell::new(Begun::Nothing) };
+}
+
+/// What the turn of a connection has begun.
+#[derive(Debug, Clone, Copy)]
+enum Begun {
+    Nothing,
+    /// A path, on which nothing was sent yet.
+    Path,
+    /// And this is where something was sent to last.
+    Sent(SocketAddr),
 }
 
 /// Tells the time.
@@ -54,6 +70,21 @@ impl Moves {
 pub(super) fn path_began() {
     if let Some((moves, now)) = DRIVEN.get() {
         DRIVEN.set(Some((moves.add(now()), now)));
+        BEGUN.set(Begun::Path);
+    }
+}
+
+/// Whether this is not the first that is sent there since a path has begun, in the turn in which it did. To be asked of
+/// all that is sent; a nanosecond.
+#[cfg(any(test, feature = "server"))]
+pub(crate) fn is_second_to(destination: SocketAddr) -> bool {
+    match BEGUN.get() {
+        Begun::Nothing => false,
+        Begun::Sent(before) if before == destination => true,
+        Begun::Path | Begun::Sent(_) => {
+            BEGUN.set(Begun::Sent(destination));
+            false
+        }
     }
 }
 
@@ -100,6 +131,7 @@ struct Leave;
 impl Drop for Leave {
     fn drop(&mut self) {
         DRIVEN.set(None);
+        BEGUN.set(Begun::Nothing);
     }
 }
 
@@ -138,6 +170,28 @@ mod tests {
         let polled = Pin::new(driven).poll(&mut Context::from_waker(Waker::noop())).is_ready();
         assert!(!is_restless(), "nothing is driven now");
         polled
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_first_on_a_path_is_told_from_what_follows_in_the_same_turn() {
+        let [here, there] = [1, 2].map(|port| SocketAddr::from(([192, 0, 2, 1], port)));
+        let mut turn = 0;
+        let mut driven = Driven::new(
+            Box::pin(poll_fn(move |_| {
+                turn += 1;
+                assert!(!is_second_to(there) && !is_second_to(there), "nothing has begun in turn {turn}");
+                if turn == 1 {
+                    path_began();
+                    // To prove the address before, then the new one.
+                    assert_eq!([here, there, there, there].map(is_second_to), [false, false, true, true]);
+                }
+                Poll::<()>::Pending
+            })),
+            || tokio::time::Instant::now().into_std(),
+        );
+        assert!(!poll(&mut driven) && !poll(&mut driven));
+        path_began();
+        assert!(!is_second_to(here) && !is_second_to(here), "nothing is driven now");
     }
 
     #[tokio::test(start_paused = true)]

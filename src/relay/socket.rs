@@ -552,12 +552,17 @@ impl AsyncUdpSocket for ShardSocket {
             }
         } else {
             let bytes = transmit.contents.len();
-            if bytes >= CHALLENGE_BYTES && moves::is_restless() {
-                // To quinn it is lost on the way. The sweep closes the connection, and that is smaller.
-                self.withhold(
-                    Withheld::Restless,
-                    bytes.div_ceil(transmit.segment_size.unwrap_or(bytes).max(1)),
-                );
+            let is_second = moves::is_second_to(transmit.destination);
+            let why = if bytes < CHALLENGE_BYTES {
+                None
+            } else if moves::is_restless() {
+                Some(Withheld::Restless)
+            } else {
+                (is_second && bytes > CHALLENGE_BYTES).then_some(Withheld::Unproven)
+            };
+            if let Some(why) = why {
+                // To quinn it is lost on the way. Where the sweep then closes the connection, that is smaller.
+                self.withhold(why, bytes.div_ceil(transmit.segment_size.unwrap_or(bytes).max(1)));
                 return Ok(());
             }
             self.hub.unproven.sent(transmit.destination, bytes);

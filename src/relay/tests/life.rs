@@ -181,6 +181,33 @@ async fn r5_1_migration_keeps_the_session_and_is_counted() {
 }
 
 #[tokio::test]
+async fn r5_1_the_largest_packets_pass_again_after_a_move_to_another_network() {
+    let harness = Harness::start();
+    let pair = harness.pair();
+    let (device, peer) = harness.joined_pair(&pair).await;
+    let handle = harness.server.handle();
+    // A fresh path: quinn begins anew with 1200 bytes, and its first look for more is withheld.
+    let elsewhere = std::net::UdpSocket::bind("127.0.0.9:0").unwrap();
+    let addr = elsewhere.local_addr().unwrap();
+    let unproven = || harness.metric("zrc_relay_guard_withheld_datagrams_total{reason=\"unproven\"}");
+    let withheld_before = unproven();
+    device.control.endpoint.rebind(elsewhere).unwrap();
+    soon(async {
+        loop {
+            let legs = handle.legs(handle.allocations().first().unwrap().handle);
+            let moved = legs.iter().find(|leg| leg.remote == addr);
+            if moved.is_some_and(|leg| leg.path_mtu_bytes == 1452) {
+                break;
+            }
+            device.send_datagram(&b"from elsewhere"[..]);
+            let _ = timeout(Duration::from_millis(50), peer.datagram()).await;
+        }
+    })
+    .await;
+    assert_eq!(unproven(), withheld_before + 1);
+}
+
+#[tokio::test]
 async fn r5_2_a_panic_ends_one_session_and_is_counted() {
     let harness = Harness::start();
     let (device, peer) = harness.joined_pair(&harness.pair()).await;
