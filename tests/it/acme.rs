@@ -202,7 +202,7 @@ fn a_relay_that_crashes_again_and_again_does_not_ask_the_authority_each_time() {
     fs::write(&file, kept.to_string()).unwrap();
     while asked.try_recv().is_ok() {}
     let mut relay = serve_in(&first, folder);
-    let said = relay.process.line_with("the authority is not asked yet");
+    let said = relay.process.line_somewhere_with("the authority is not asked yet");
     assert!(said.contains("WARN") && said.contains("failures=6"), "{said}");
     let retry: u64 = said.split("retry_secs=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!((10_000..=21_600).contains(&retry), "{said}");
@@ -266,7 +266,7 @@ fn a_certificate_is_obtained_over_http_renewed_and_found_again() {
     let Relay { folder, .. } = relay;
     let mut relay = serve_in(&config, folder);
     assert!(metric(&relay, EXPIRY) > first, "the authority's certificate is shown at once");
-    let said = relay.process.line_with("no certificate could be obtained");
+    let said = relay.process.line_somewhere_with("no certificate could be obtained");
     assert!(said.contains("WARN") && said.contains("retry_secs"), "{said}");
     assert_eq!((metric(&relay, FAILED), relay.get("/ready").0), (1, 200));
     assert!(state.join("acme-attempts.json").exists(), "a restart would wait");
@@ -334,7 +334,7 @@ fn an_authority_that_is_not_convinced_says_why() {
     let config = authority
         .config(&format!("domains = [\"relay.test\"]\nhttp_port = {elsewhere}\n[ops]\nlisten_port = 0\n"));
     let mut relay = serve(&config);
-    let said = relay.process.line_with("no certificate could be obtained");
+    let said = relay.process.line_somewhere_with("no certificate could be obtained");
     assert!(said.contains("relay.test"), "{said}");
     assert_eq!(metric(&relay, FAILED), 1);
     // The port is let go of when nobody asks any more.

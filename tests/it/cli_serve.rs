@@ -64,6 +64,13 @@ impl Running {
         }
     }
 
+    /// The line with this in it that was said already, or else the next one: the log has a thread of its own, and its
+    /// lines come before or after what else is said.
+    pub(crate) fn line_somewhere_with(&mut self, wanted: &str) -> String {
+        let seen = self.seen.iter().find(|line| line.contains(wanted)).cloned();
+        seen.unwrap_or_else(|| self.line_with(wanted))
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         // The shell's own: not every system has the program.
         let kill = format!("kill -s {name} {}", self.child.id());

@@ -205,8 +205,9 @@ async fn r8_another_endpoint_and_another_key_hold_for_what_waits_too() {
 async fn an_endpoint_may_ask_for_time() {
     let bench = Bench::start(QUICK).await;
     bench.emit("text");
-    Request::read(&bench.listener).await.answer(429, "retry-after: 1\r\n").await;
+    let first = Request::read(&bench.listener).await;
     let asked = bench.clock.mono();
+    first.answer(429, "retry-after: 1\r\n").await;
     Request::read(&bench.listener).await.answer(200, "").await;
     let waited = bench.clock.mono() - asked;
     assert!(waited >= Duration::from_millis(900), "{waited:?}");
@@ -259,11 +260,17 @@ async fn r6_5_what_waits_for_a_slow_endpoint_is_bounded_and_what_is_dropped_is_c
 async fn an_endpoint_that_does_not_answer_is_given_up() {
     let bench = Bench::start(Timing { attempt: Duration::from_millis(50), ..QUICK }).await;
     bench.emit("text");
-    let mut held = Vec::new();
-    for _ in 0..5 {
-        held.push(Request::read(&bench.listener).await);
+    // A busy machine may not get as far as the request in an attempt's time.
+    let silent = async {
+        let mut held = Vec::new();
+        loop {
+            held.push(bench.listener.accept().await.unwrap());
+        }
+    };
+    tokio::select! {
+        () = silent => {}
+        () = bench.becomes("events_total{outcome=\"failed\"}", 1) => {}
     }
-    bench.becomes("events_total{outcome=\"failed\"}", 1).await;
     bench.becomes("attempts_failed_total", 5).await;
 }
 

@@ -129,14 +129,14 @@ async fn r10_who_hangs_up_is_audited_all_the_same() {
         loop {
             tokio::time::sleep(Duration::from_millis(200)).await;
             let now = counts().await;
-            if now == last && now.0 > 0 {
-                return now;
+            // A line comes after its block, and a disk takes its time over it.
+            if now == last && now.0 > 0 && now.0 == now.1 {
+                return;
             }
             last = now;
         }
     });
-    let (blocks, lines) = settled.await.unwrap();
-    assert_eq!(blocks, lines, "of {REQUESTS} requests");
+    settled.await.expect("blocks that are in force are not written down, or written down and not in force");
 }
 
 #[tokio::test]

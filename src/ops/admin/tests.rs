@@ -19,7 +19,7 @@ use crate::{
     wire::{AllocationId, CloseCode, DeviceId, PeerId, RelayId},
 };
 
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Fake {
     live: Mutex<Vec<Summary>>,
@@ -599,14 +599,11 @@ async fn r10_events_come_as_they_happen() {
     api.ask("DELETE", &format!("/admin/allocations/{}?reason=why", Handle([5; 16]))).await;
     let seen = until(&mut stream, "\n\n").await;
     assert!(seen.contains("event: admin\n") && seen.contains("\"reason\":\"kill\""), "{seen}");
-    // The end of the server is the end of the stream, at once.
-    timeout(Duration::from_millis(900), api.server.stop()).await.unwrap();
-    assert!(until_end(&mut stream).await.is_ok());
-}
-
-async fn until_end(stream: &mut TcpStream) -> io::Result<usize> {
+    // The end of the server is the end of the stream: it is ended in order, and not cut off when the time is over.
+    timeout(PATIENCE, api.server.stop()).await.unwrap();
     let mut rest = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap()
+    timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
+    assert!(rest.ends_with(b"\r\n0\r\n\r\n") || rest == b"0\r\n\r\n", "{}", String::from_utf8_lossy(&rest));
 }
 
 #[tokio::test]

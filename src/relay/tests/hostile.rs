@@ -78,18 +78,18 @@ async fn silence_ends_after_three_seconds() {
     let harness = Harness::start();
     let neighbours = Neighbours::of(&harness).await;
     let pair = harness.pair();
+    let started = harness.clock.mono();
     // Nothing at all; half a header; Hello without a proof and then nothing.
     let silent = harness.connect().await;
     let half = harness.connect().await.begin(b"\0\0").await;
     let raw = harness.connect().await;
     let hello = Hello { proof: None, ..raw.hello(&pair, Role::Device) };
     let unproven = raw.begin(&ClientMessage::Hello(hello).to_frame()).await;
-    let started = harness.clock.mono();
     for connection in [&silent.connection, &half.connection, &unproven.connection] {
         assert_eq!(close_code(connection).await, CloseCode::AuthTimeout);
     }
     let took = harness.clock.mono() - started;
-    assert!(took > Duration::from_secs(2) && took < Duration::from_secs(10), "{took:?}");
+    assert!(took > Duration::from_millis(2900), "{took:?}");
     assert_eq!(harness.metric("zrc_relay_refused_total{code=\"AUTH_TIMEOUT\"}"), 3);
     assert_eq!(harness.metric("zrc_relay_allocations"), 1, "the neighbours'");
     neighbours.are_undisturbed().await;
@@ -434,15 +434,19 @@ async fn full_streams_are_bounded_and_leave_room_for_the_control_stream() {
         streams.push(soon(device.connection().open_uni()).await.unwrap());
         streams.push(soon(device.connection().open_bi()).await.unwrap().0);
     }
-    for _ in 0..max / 8 {
-        let patience = Duration::from_millis(200);
-        streams.extend(timeout(patience, device.connection().open_uni()).await.map(Result::unwrap));
-        streams
-            .extend(timeout(patience, device.connection().open_bi()).await.map(|opened| opened.unwrap().0));
+    // And as many of the others as it is allowed.
+    let patience = Duration::from_millis(200);
+    let (mut uni, mut bi) = (streams.len() / 2, streams.len() / 2);
+    while let Ok(more) = timeout(patience, device.connection().open_uni()).await {
+        streams.push(more.unwrap());
+        uni += 1;
+        assert!(uni <= max as usize, "one stream too many");
     }
-    let more_uni = timeout(Duration::from_millis(200), device.connection().open_uni()).await;
-    let more_bi = timeout(Duration::from_millis(200), device.connection().open_bi()).await;
-    assert!(more_uni.is_err() && more_bi.is_err(), "one stream too many");
+    while let Ok(more) = timeout(patience, device.connection().open_bi()).await {
+        streams.push(more.unwrap().0);
+        bi += 1;
+        assert!(bi <= max as usize, "one stream too many");
+    }
     let mut taken = 0;
     for stream in &mut streams {
         while let Ok(Ok(bytes)) = timeout(Duration::from_millis(50), stream.write(&[7; 65536])).await {

@@ -126,7 +126,7 @@ async fn r8_shorter_times_are_over_at_once_and_longer_ones_later() {
     assert_eq!(waiting.closing().await.0, CloseCode::PairTimeout);
     works(&device, &peer).await;
     // A side that stays away, and connections that are silent.
-    harness.change_rules(Rules { idle_timeout: Duration::from_millis(500), ..rules() });
+    harness.change_rules(Rules { idle_timeout: 2 * second, ..rules() });
     assert_eq!(left.closing().await.0, CloseCode::PeerGone);
     let (mut device, mut peer) = (device, peer);
     let codes = [device.closing().await.0, peer.closing().await.0];
@@ -134,7 +134,7 @@ async fn r8_shorter_times_are_over_at_once_and_longer_ones_later() {
     assert!(codes.contains(&CloseCode::Idle), "{codes:?}");
     // Who comes now is told, and has as long.
     let mut last = harness.join(&harness.pair(), Role::Device).await;
-    assert_eq!(last.allocated.idle_timeout_ms, 500);
+    assert_eq!(last.allocated.idle_timeout_ms, 2000);
     harness.change_rules(Rules { allocation_timeout: Duration::from_millis(1), ..rules() });
     assert_eq!(last.closing().await.0, CloseCode::Expired);
 }
@@ -142,14 +142,14 @@ async fn r8_shorter_times_are_over_at_once_and_longer_ones_later() {
 /// A client that speaks as often as it was told to is not silent, whatever the operator says afterwards.
 #[tokio::test]
 async fn r8_an_idle_timeout_below_the_keepalive_in_force_takes_nobody_for_gone() {
-    let harness = Harness::with(|config| config.keepalive = Some(Duration::from_millis(400)));
+    let harness = Harness::with(|config| config.keepalive = Some(Duration::from_secs(1)));
     let (device, peer) = harness.joined_pair(&harness.pair()).await;
     harness.change_rules(Rules { idle_timeout: Duration::from_millis(100), ..rules() });
-    let ended = tokio::time::timeout(Duration::from_secs(2), device.connection().closed()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(5), device.connection().closed()).await;
     assert!(ended.is_err(), "{ended:?}");
     works(&device, &peer).await;
     let newcomer = harness.join(&harness.pair(), Role::Device).await;
-    assert_eq!(newcomer.allocated.idle_timeout_ms, 800);
+    assert_eq!(newcomer.allocated.idle_timeout_ms, 2000);
 }
 
 #[tokio::test]

@@ -55,11 +55,24 @@ use crate::{
 };
 
 /// No event in these tests takes longer, whatever else the machine does.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits for something that must happen.
 pub(super) async fn soon<T>(event: impl Future<Output = T>) -> T {
     timeout(PATIENCE, event).await.expect("it did not happen in time")
+}
+
+/// For what is measured in time while others use the machine too: it holds in one of a few tries. What the relay does
+/// not do by itself, it does in none of them.
+pub(super) async fn in_one_of_five_tries(mut tried: impl AsyncFnMut() -> Result<(), String>) {
+    let mut faults = Vec::new();
+    for _ in 0..5 {
+        match tried().await {
+            Ok(()) => return,
+            Err(fault) => faults.push(fault),
+        }
+    }
+    panic!("{faults:#?}");
 }
 
 pub(super) struct Harness {
