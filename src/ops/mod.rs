@@ -256,7 +256,7 @@ mod tests {
         let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
         stream.write_all(request).await.unwrap();
         let mut answer = Vec::new();
-        timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        timeout(Duration::from_secs(60), stream.read_to_end(&mut answer)).await.unwrap().unwrap();
         String::from_utf8(answer).unwrap()
     }
 

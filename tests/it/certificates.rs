@@ -12,7 +12,7 @@ use zrc_relay::{
 
 use crate::cli_serve::Relay;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A chain and a key in PEM, for this name, until this year.
 fn certificate(name: &str, until: i32) -> (String, String) {

@@ -22,7 +22,7 @@ use zrc_relay::{
     wire::{AllocationId, Descriptor, DeviceId, PeerId, RelayId, SignedToken, TokenFields},
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything this crate logs, at every level.
 #[derive(Clone, Default)]

@@ -75,7 +75,7 @@ mod tests {
 
     use super::{super::Reach, *};
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENCE: Duration = Duration::from_secs(60);
     const NEVER: Duration = Duration::from_secs(3600);
 
     #[derive(Parser)]

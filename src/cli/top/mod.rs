@@ -191,7 +191,7 @@ mod tests {
 
     use super::{state::tests::answers, *};
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A relay that takes what it is asked, and answers nothing.
     #[derive(Default)]
