@@ -74,7 +74,8 @@
 //! - Only an address that has proven itself is counted, blocked for what it did, or reported. What forged packets can
 //!   bring about is a Retry or silence, for all alike, and never more than three bytes for one. Whoever has a
 //!   connection and claims to have moved has that address sent one whole datagram, as quinn does it, and so at most 64
-//!   addresses in 10 s (`quic::moves`). What quinn sends behind that, to look for a larger MTU, is withheld.
+//!   addresses in 10 s (`quic::moves`). What quinn sends behind that in the same turn, to look for a larger
+//!   MTU, is withheld.
 //! - Every queue, buffer and wait is bounded, and the bound says why. What a client is to be told sits in slots
 //!   where the latest wins, so a client that does not read costs a few hundred bytes.
 //! - Who may have what can change while sessions run: it is judged under the table's mutex, for those who join as for

@@ -3,16 +3,14 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{
-        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown, fchown,
-    },
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use ed25519_dalek::{SigningKey, pkcs8::DecodePrivateKey as _};
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, OFlags, flock},
     io::Errno,
 };
 use zeroize::Zeroizing;
@@ -36,12 +34,17 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// # Errors
 /// Of kind `AlreadyExists` when something is there; it is left as it is.
 pub fn create_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    made_new(path, bytes, mode).map(|_| ())
+}
+
+/// The same, and the file itself.
+fn made_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<File> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     if written.is_err() {
         let _ = fs::remove_file(path);
     }
-    written
+    written.map(|()| file)
 }
 
 /// Puts a file in the place of an older one, if there is one. A reader sees the old or the new, never a part.
@@ -62,11 +65,11 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 pub fn replace_for_owner(path: &Path, bytes: &[u8], mode: u32) -> io::Result<Option<u32>> {
     let wanted = fs::metadata(path).or_else(|_| fs::metadata(folder_of(path)))?;
     let temporary = beside(path)?;
-    create_new(&temporary, bytes, mode)?;
-    let ours = fs::metadata(&temporary).map(|made| made.uid());
-    let given = match ours {
-        Ok(ours) if ours == wanted.uid() => Ok(()),
-        _ => chown(&temporary, Some(wanted.uid()), Some(wanted.gid())),
+    // What has been made is given away, and not whatever bears its name by now.
+    let made = made_new(&temporary, bytes, mode)?;
+    let given = match made.metadata() {
+        Ok(ours) if ours.uid() == wanted.uid() => Ok(()),
+        _ => fchown(&made, Some(wanted.uid()), Some(wanted.gid())),
     };
     finish(fs::rename(&temporary, path), &temporary, path)?;
     Ok(given.is_err().then(|| wanted.uid()))
@@ -77,7 +80,8 @@ pub fn replace_for_owner(path: &Path, bytes: &[u8], mode: u32) -> io::Result<Opt
 pub struct Locked(#[expect(dead_code, reason = "its lock is what counts")] File);
 
 /// Waits until nobody else changes this file: for those who read it, change what they read, and put it in its place. What is
-/// locked is `NAME.lock` beside it, which stays: the file itself is another one after each change.
+/// locked is `NAME.lock` beside it, which stays: the file itself is another one after each change. Root makes that, and
+/// gives it to nobody: whoever else comes has only to read it. No link is followed to it.
 ///
 /// # Errors
 /// Of kind `TimedOut` when somebody holds it for too long; whatever the system says when there can be no such file.
@@ -85,12 +89,16 @@ pub fn lock(path: &Path) -> io::Result<Locked> {
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     name.push(".lock");
     let path = path.with_file_name(name);
-    let file = OpenOptions::new().read(true).append(true).create(true).mode(SECRET).open(&path)?;
-    // As the file that is locked: for the owner of the folder, whoever is first.
-    let (made, folder) = (file.metadata()?, fs::metadata(folder_of(&path))?);
-    if made.uid() != folder.uid() {
-        let _ = fchown(&file, Some(folder.uid()), Some(folder.gid()));
+    // Made anew it is no link, and where it is there already nothing is made.
+    let made = OpenOptions::new().write(true).create_new(true).mode(PUBLIC).open(&path);
+    if let Err(error) = made
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error);
     }
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let flags = i32::try_from(flags.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(&path)?;
     for _ in 0..LOCK_TRIES {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Locked(file)),
@@ -197,6 +205,8 @@ pub fn read_signing_key(path: &Path) -> Result<SigningKey, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::chown;
+
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
@@ -236,6 +246,19 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().uid(), 54_321, "that of the file, where there is one");
         }
         assert_eq!(names(folder.path()), ["a"]);
+    }
+
+    #[test]
+    fn a_lock_is_no_way_to_somebody_elses_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, others) = (folder.path().join("a"), folder.path().join("others"));
+        for target in [Path::new("others"), Path::new("none"), Path::new("/etc/passwd")] {
+            fs::write(&others, "theirs").unwrap();
+            std::os::unix::fs::symlink(target, folder.path().join("a.lock")).unwrap();
+            lock(&path).unwrap_err();
+            assert_eq!(names(folder.path()), ["a.lock", "others"]);
+            fs::remove_file(folder.path().join("a.lock")).unwrap();
+        }
     }
 
     #[test]

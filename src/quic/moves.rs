@@ -11,11 +11,13 @@
 
 use std::{
     cell::Cell,
-    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
+
+#[cfg(any(test, feature = "server"))]
+use std::net::SocketAddr;
 
 /// More paths than these within [`WINDOW`] come from no client that moves. A connection that has fewer, and is found when
 /// they are looked at, is closed for it; this is for what happens between two looks.
@@ -25,17 +27,20 @@ pub(crate) const WINDOW: Duration = Duration::from_secs(10);
 thread_local! {
     /// Of the connection that is being driven on this thread.
     static DRIVEN: Cell<Option<(Moves, Now)>> = const { Cell::new(None) };
-    /// Of that connection, since it was last woken: what it has sent on a path that has begun since.
+    /// Of that connection: what it has sent on a path that has just begun.
     static BEGUN: Cell<Begun> = const { Cell::new(Begun::Nothing) };
 }
 
-/// What the turn of a connection has begun.
-#[derive(Debug, Clone, Copy)]
+/// What a connection has begun. It goes on to the next turn while nothing could be sent, and to the end of the turn in
+/// which something was.
+#[derive(Debug, Clone, Copy, Default)]
 enum Begun {
+    #[default]
     Nothing,
     /// A path, on which nothing was sent yet.
     Path,
     /// And this is where something was sent to last.
+    #[cfg(any(test, feature = "server"))]
     Sent(SocketAddr),
 }
 
@@ -75,16 +80,17 @@ pub(super) fn path_began() {
 }
 
 /// Whether this is not the first that is sent there since a path has begun, in the turn in which it did. To be asked of
-/// all that is sent; a nanosecond.
+/// all that is to be sent; a nanosecond.
 #[cfg(any(test, feature = "server"))]
 pub(crate) fn is_second_to(destination: SocketAddr) -> bool {
-    match BEGUN.get() {
-        Begun::Nothing => false,
-        Begun::Sent(before) if before == destination => true,
-        Begun::Path | Begun::Sent(_) => {
-            BEGUN.set(Begun::Sent(destination));
-            false
-        }
+    matches!(BEGUN.get(), Begun::Sent(before) if before == destination)
+}
+
+/// To be told of all that was sent; a nanosecond.
+#[cfg(any(test, feature = "server"))]
+pub(crate) fn sent(destination: SocketAddr) {
+    if !matches!(BEGUN.get(), Begun::Nothing) {
+        BEGUN.set(Begun::Sent(destination));
     }
 }
 
@@ -98,13 +104,15 @@ pub(crate) fn is_restless() -> bool {
 pub(super) struct Driven<F: ?Sized> {
     task: Pin<Box<F>>,
     moves: Moves,
+    /// Whether a path has begun on which nothing could be sent yet.
+    begun: bool,
     now: Now,
 }
 
 impl<F: Future<Output = ()> + ?Sized> Driven<F> {
     /// `now` is asked for the time when there is reason to.
     pub(super) fn new(task: Pin<Box<F>>, now: Now) -> Self {
-        Self { task, moves: Moves::default(), now }
+        Self { task, moves: Moves::default(), begun: false, now }
     }
 }
 
@@ -116,12 +124,14 @@ impl<F: Future<Output = ()> + ?Sized> Future for Driven<F> {
             self.moves = Moves::default();
         }
         DRIVEN.set(Some((self.moves, self.now)));
+        BEGUN.set(if self.begun { Begun::Path } else { Begun::Nothing });
         // Also when it panics: whatever runs on this thread next is another one's.
         let _leave = Leave;
         let polled = self.task.as_mut().poll(cx);
         if let Some((moves, _)) = DRIVEN.get() {
             self.moves = moves;
         }
+        self.begun = matches!(BEGUN.get(), Begun::Path);
         polled
     }
 }
@@ -172,26 +182,32 @@ mod tests {
         polled
     }
 
-    #[tokio::test]
-    async fn what_is_sent_first_on_a_path_is_told_from_what_follows_in_the_same_turn() {
+    #[test]
+    fn what_is_sent_first_on_a_path_is_told_from_what_follows() {
         let [here, there] = [1, 2].map(|port| SocketAddr::from(([192, 0, 2, 1], port)));
+        let send = |to| {
+            let is_second = is_second_to(to);
+            sent(to);
+            is_second
+        };
         let mut turn = 0;
         let mut driven = Driven::new(
             Box::pin(poll_fn(move |_| {
                 turn += 1;
-                assert!(!is_second_to(there) && !is_second_to(there), "nothing has begun in turn {turn}");
-                if turn == 1 {
-                    path_began();
+                match turn {
+                    // Nothing could be sent yet: that is still to come.
+                    2 => path_began(),
                     // To prove the address before, then the new one.
-                    assert_eq!([here, there, there, there].map(is_second_to), [false, false, true, true]);
+                    3 => assert_eq!([here, there, there, there].map(send), [false, false, true, true]),
+                    _ => assert_eq!([there; 3].map(send), [false; 3], "turn {turn}"),
                 }
                 Poll::<()>::Pending
             })),
             || tokio::time::Instant::now().into_std(),
         );
-        assert!(!poll(&mut driven) && !poll(&mut driven));
+        assert!((0..4).all(|_| !poll(&mut driven)));
         path_began();
-        assert!(!is_second_to(here) && !is_second_to(here), "nothing is driven now");
+        assert_eq!([here; 2].map(send), [false; 2], "nothing is driven now");
     }
 
     #[tokio::test(start_paused = true)]

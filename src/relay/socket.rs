@@ -552,13 +552,17 @@ impl AsyncUdpSocket for ShardSocket {
             }
         } else {
             let bytes = transmit.contents.len();
-            let is_second = moves::is_second_to(transmit.destination);
+            let is_probe = || {
+                // Alone and large: one in a train is none. Where a client sends much, it may be data.
+                let is_large = transmit.segment_size.is_none() && bytes > CHALLENGE_BYTES;
+                is_large && moves::is_second_to(transmit.destination)
+            };
             let why = if bytes < CHALLENGE_BYTES {
                 None
             } else if moves::is_restless() {
                 Some(Withheld::Restless)
             } else {
-                (is_second && bytes > CHALLENGE_BYTES).then_some(Withheld::Unproven)
+                is_probe().then_some(Withheld::Unproven)
             };
             if let Some(why) = why {
                 // To quinn it is lost on the way. Where the sweep then closes the connection, that is smaller.
@@ -567,7 +571,9 @@ impl AsyncUdpSocket for ShardSocket {
             }
             self.hub.unproven.sent(transmit.destination, bytes);
         }
-        self.room.try_send(|| self.udp.send_or_lose(self.io.get_ref(), &transmit))
+        self.room.try_send(|| self.udp.send_or_lose(self.io.get_ref(), &transmit))?;
+        moves::sent(transmit.destination);
+        Ok(())
     }
 
     fn poll_recv(
