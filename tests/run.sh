@@ -197,16 +197,23 @@ step_musl() {
     if ldd "$stripped" 2>&1 | grep -F '=>'; then fail "the program is not static: it loads the libraries above"; fi
     # Musl's allocator would do, and be slow. Its names are stripped above.
     grep -qa mi_malloc_aligned "$program" || fail "the static program has another allocator than mimalloc"
-    # As deploy/container/Containerfile has it: beside nothing else, and, where that can be had, as its user.
-    local box enter=(unshare --map-root-user chroot)
-    if ((EUID == 0)); then enter=(chroot --userspec=65532:65532); fi
-    box=$(mktemp -d)
-    chmod 755 "$box"
-    install "$stripped" "$box/zrc-relay"
-    install -d -m 0700 "$box/var/lib/zrc-relay"
-    if ((EUID == 0)); then chown 65532:65532 "$box/var/lib/zrc-relay"; fi
-    limited 5m "${enter[@]}" "$box" /zrc-relay quickstart --once --state-dir /var/lib/zrc-relay
+    # As deploy/container/Containerfile has it: beside nothing else, and as its user.
+    local box=$TARGET/musl/box enter=(unshare --map-root-user) user=()
+    if ((EUID == 0)); then enter=() user=(--userspec=65532:65532); fi
     rm -rf "$box"
+    install -D "$stripped" "$box/zrc-relay"
+    install -d -m 0700 "$box/var/lib/zrc-relay"
+    if ((EUID == 0)); then
+        # Its user reads what is below, and not what is above.
+        chmod 755 "$box"
+        chown 65532:65532 "$box/var/lib/zrc-relay"
+    elif ! "${enter[@]}" true 2>/dev/null; then
+        skip "the container's root: no namespace of users can be had here"
+        limited 5m "$stripped" quickstart --once --state-dir "$box/var/lib/zrc-relay"
+        return
+    fi
+    PATH=$PATH:/usr/sbin:/sbin limited 5m "${enter[@]}" chroot "${user[@]}" "$box" \
+        /zrc-relay quickstart --once --state-dir /var/lib/zrc-relay
 }
 
 # Unpacks a Debian package below a folder, without installing it: what it brings would start to run on this machine.
@@ -313,7 +320,7 @@ prepare() {
         musl) command -v musl-gcc >/dev/null || packages+=(musl-tools) ;;
         deploy)
             command -v systemd-analyze >/dev/null || packages+=(systemd)
-            command -v ip >/dev/null || packages+=(iproute2)
+            if ! ((EUID)); then command -v ip >/dev/null || packages+=(iproute2); fi
             command -v groff >/dev/null || packages+=(groff)
             command -v lintian >/dev/null || packages+=(lintian)
             python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3 python3-venv)
@@ -339,10 +346,12 @@ prepare() {
 # Where tests keep what they write: in memory, where there is enough. A relay answers for what administrators do when it is
 # on disk, and the disk of a machine that compiles beside it was seen to take ten seconds for that.
 temporary() {
-    local memory=/dev/shm least_kb=1000000
+    local memory=/dev/shm least_kb=1000000 free_kb
+    free_kb=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB$/\1/p' /proc/meminfo 2>/dev/null || true)
     if [[ -n ${TMPDIR-} ]]; then
         echo "$TMPDIR"
-    elif [[ -w $memory ]] && (($(df --output=avail "$memory" | tail -n 1) > least_kb)) &&
+    elif [[ -w $memory ]] && ((${free_kb:-0} > 6 * least_kb)) &&
+        (($(df --output=avail "$memory" | tail -n 1) > least_kb)) &&
         [[ ,$(findmnt --noheadings --output OPTIONS "$memory" | tail -n 1), != *,noexec,* ]]; then
         echo "$memory"
     else
@@ -375,7 +384,7 @@ pytests() {
     local limit=$1 venv=$2 said=$TARGET/pytest-$current.txt status=0 colour=no line
     shift 2
     if [[ -t 1 ]]; then colour=yes; fi
-    limited "$limit" "$venv/bin/python" -m pytest -rs --color="$colour" "$@" | tee "$said" || status=$?
+    limited "$limit" "$venv/bin/python" -m pytest -rfEs --color="$colour" "$@" | tee "$said" || status=$?
     while read -r line; do skip "$line"; done < <(sed -n $'s/\e\[[0-9;]*m//g; s/^SKIPPED //p' "$said")
     return "$status"
 }
