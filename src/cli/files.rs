@@ -25,8 +25,8 @@ pub const PUBLIC: u32 = 0o644;
 /// No key file and no descriptor comes near this.
 const MAX_INPUT_BYTES: u64 = 64 * 1024;
 
-/// How long somebody may hold a lock that takes milliseconds: ten seconds.
-const LOCK_TRIES: u32 = 200;
+/// How long others may hold a lock that takes each of them milliseconds, many of them on a slow machine: a minute.
+const LOCK_TRIES: u32 = 1200;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Makes a file that must not exist yet, with everything in it, on disk.
@@ -175,6 +175,23 @@ pub fn private_folder(path: &Path) -> io::Result<()> {
 pub fn read_small(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let shown = path.display();
     let file = File::open(path).or_fail(Exit::NoInput, format!("cannot open the {what} {shown}"))?;
+    read_whole(file, path, what)
+}
+
+/// As [`read_small`]; `None` when there is no such file. One that may not be opened is there.
+///
+/// # Errors
+/// As [`read_small`].
+pub fn read_small_if_there(path: &Path, what: &str) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.or_fail(Exit::NoInput, format!("cannot open the {what} {}", path.display()))?,
+    };
+    read_whole(file, path, what).map(Some)
+}
+
+fn read_whole(file: File, path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let shown = path.display();
     let mut bytes = Zeroizing::new(Vec::new());
     file.take(MAX_INPUT_BYTES + 1)
         .read_to_end(&mut bytes)
@@ -266,15 +283,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         let (sender, had) = std::sync::mpsc::channel();
+        let (comes, come) = std::sync::mpsc::channel();
         let held = lock(&path).unwrap();
         let other = std::thread::spawn({
             let path = path.clone();
             move || {
+                comes.send(()).unwrap();
                 let locked = lock(&path).unwrap();
                 sender.send(()).unwrap();
                 drop(locked);
             }
         });
+        come.recv().unwrap();
         assert!(had.recv_timeout(3 * LOCK_PAUSE).is_err(), "two have it");
         // Another file takes the place of the one that is locked, and that changes nothing.
         replace(&path, b"new", SECRET).unwrap();

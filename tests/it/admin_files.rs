@@ -163,6 +163,15 @@ fn r10_tokens_that_are_made_and_revoked_at_once_are_all_heeded() {
     let changes = revoked.iter().map(|name| token(&["revoke", name]));
     all(changes.chain(made.iter().map(|name| token(&["new", "--name", name]))).collect());
     assert_eq!(names(), wanted(22..46));
+    // A file that cannot be read is not one without that token; not even root can open this one.
+    let ring = folder.path().join("ring");
+    std::os::unix::fs::symlink(&ring, &ring).unwrap();
+    let ran = run(&["admin", "token", "revoke", "t22", "--file", ring.to_str().unwrap()]);
+    assert!(
+        ran.exit == 66 && ran.stderr.contains("cannot read") && !ran.stderr.contains("no token"),
+        "{ran:?}"
+    );
+    fs::remove_file(&ring).unwrap();
     let mut left: Vec<_> = fs::read_dir(folder.path())
         .unwrap()
         .map(|it| it.unwrap().file_name().into_string().unwrap())

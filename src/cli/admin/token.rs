@@ -105,7 +105,8 @@ impl Token {
                 let path = at.path()?;
                 let missing =
                     || Failure::new(Exit::Refused, format!("{} has no token of that name", path.display()));
-                if !path.exists() {
+                // Nothing is made beside a file that is not there.
+                if read(&path)?.iter().all(|entry| *entry.name != *name) {
                     return Err(missing());
                 }
                 change(&path, |entries| {
