@@ -35,6 +35,11 @@ impl Http {
             .map_err(|error| AcmeError::Client(error.without_url()))?;
         Ok(Self(client))
     }
+
+    /// Whether anything answers there, whatever it says.
+    pub(super) async fn reach(&self, url: &str) -> Result<(), Error> {
+        self.0.get(url).send().await.map(drop).map_err(|error| other(error.without_url()))
+    }
 }
 
 fn other(error: impl std::error::Error + Send + Sync + 'static) -> Error {

@@ -96,16 +96,20 @@ pub struct Registered(Account);
 
 impl Registered {
     /// Uses the account that was kept, or makes one: where none was, or with another authority. Answers with what is to be
-    /// kept if it is new: a secret.
+    /// kept if it is new: a secret. `answered` is awaited once, when the authority has answered anything at all, and before
+    /// it is asked for what it counts.
     ///
     /// # Errors
     /// [`AcmeError`].
     pub async fn open(
         authority: &Authority,
         kept: Option<&[u8]>,
+        answered: impl Future<Output = ()> + Send,
     ) -> Result<(Self, Option<Vec<u8>>), AcmeError> {
         let http = || Http::new(&authority.roots).map(Box::new);
         let kept: Option<Kept> = kept.map(serde_json::from_slice).transpose()?;
+        http()?.reach(&authority.directory).await?;
+        answered.await;
         if let Some(kept) = kept.filter(|kept| kept.directory == authority.directory) {
             let account = Account::builder_with_http(http()?).from_credentials(kept.credentials).await?;
             return Ok((Self(account), None));

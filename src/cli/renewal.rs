@@ -105,14 +105,15 @@ impl Worker {
             self.metrics.certificate_renewals(obtained.is_ok()).inc();
             match obtained {
                 Ok(certificate) => {
-                    attempts.succeeded();
+                    attempts.succeeded().await;
                     validity = certificate.validity();
                     if certificates.send(certificate).await.is_err() {
                         return;
                     }
                 }
                 Err(Failure { error, .. }) => {
-                    let wait = retry(attempts.failed(self.clock.unix_secs()), random_byte());
+                    let before = attempts.failed(self.clock.unix_secs()).await;
+                    let wait = retry(before, random_byte());
                     tracing::warn!(
                         error = format!("{error:#}"),
                         retry_secs = wait.as_secs(),
@@ -148,15 +149,15 @@ impl Worker {
             Challenge::Http { listen: Some(listen) } => Some(self.listen(*listen).await?),
             Challenge::Http { listen: None } | Challenge::Dns { .. } => None,
         };
-        // What this machine lacks has been found by now.
-        attempts.begin(self.clock.unix_secs());
-        let account = self.account(&authority).await?;
+        // Not before it answers: what this machine lacks costs the authority nothing.
+        let answered = async { attempts.begin(self.clock.unix_secs()).await };
+        let account = self.account(&authority, answered).await?;
         let mut chain = account.obtain(domains, &solver, &request).await;
         if matches!(chain, Err(AcmeError::NoSuchAccount)) {
             tracing::info!(directory, "the authority has forgotten the account: another one is made");
             let path = self.account_path();
             fs::remove_file(&path).or_fail(Exit::CantCreate, format!("cannot remove {}", path.display()))?;
-            chain = self.account(&authority).await?.obtain(domains, &solver, &request).await;
+            chain = self.account(&authority, async {}).await?.obtain(domains, &solver, &request).await;
         }
         if let Some(server) = server {
             server.stop().await;
@@ -177,14 +178,15 @@ impl Worker {
         }
     }
 
-    async fn account(&self, authority: &Authority) -> Result<Registered, Failure> {
+    async fn account(
+        &self,
+        authority: &Authority,
+        answered: impl Future<Output = ()> + Send,
+    ) -> Result<Registered, Failure> {
         let path = self.account_path();
-        let kept = match path.exists() {
-            true => Some(files::read_small(&path, "ACME account")?),
-            false => None,
-        };
+        let kept = files::read_small_if_there(&path, "ACME account")?;
         let kept = kept.as_ref().map(|kept| kept.as_slice());
-        let (account, new) = Registered::open(authority, kept)
+        let (account, new) = Registered::open(authority, kept, answered)
             .await
             .or_fail(Exit::Unavailable, format!("no account with {}", authority.directory))?;
         if let Some(new) = new {

@@ -4,14 +4,16 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     time::Duration,
 };
 
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use tempfile::TempDir;
 
 use crate::cli_serve::Relay;
@@ -161,14 +163,44 @@ fn unix() -> i64 {
     i64::try_from(zrc_relay::clock::Clock::start().unix_secs()).unwrap()
 }
 
-/// Something that takes requests and never answers, and tells of each.
-fn silent() -> (u16, mpsc::Receiver<()>) {
+/// An authority that shows its directory, never answers anything else, and tells of each time that it is asked that. Its
+/// root is put into the folder as `ca.pem`.
+fn silent(folder: &Path) -> (u16, mpsc::Receiver<()>) {
+    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    fs::write(folder.join("ca.pem"), certified.cert.pem()).unwrap();
+    let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls =
+        rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let tls = tls.with_no_client_auth().with_single_cert(vec![certified.cert.der().clone()], key.into());
+    let tls = Arc::new(tls.unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
+    let url = format!("https://127.0.0.1:{port}/new");
+    let directory = serde_json::json!({ "newNonce": url, "newAccount": url, "newOrder": url }).to_string();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{directory}",
+        directory.len()
+    );
     let (sender, asked) = mpsc::channel();
     std::thread::spawn(move || {
         let mut held = Vec::new();
         while let Ok((stream, _)) = listener.accept() {
+            let tls = rustls::ServerConnection::new(tls.clone()).unwrap();
+            let mut stream = rustls::StreamOwned::new(tls, stream);
+            let mut head = [0; 4];
+            // Who is killed meanwhile asks nothing.
+            if stream.read_exact(&mut head).is_err() {
+                continue;
+            }
+            if &head == b"GET " {
+                let mut rest = [0; 4096];
+                let _ = stream.read(&mut rest);
+                let _ = stream.write_all(answer.as_bytes());
+                stream.conn.send_close_notify();
+                let _ = stream.flush();
+                continue;
+            }
             held.push(stream);
             if sender.send(()).is_err() {
                 break;
@@ -179,19 +211,35 @@ fn silent() -> (u16, mpsc::Receiver<()>) {
 }
 
 #[test]
+fn an_authority_that_cannot_be_reached_is_asked_at_once_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    // Its root, and nobody who listens.
+    silent(folder.path());
+    let [nobody] = free_ports();
+    let mut relay = serve_in(&asking(nobody, "a.test", "dir"), folder);
+    relay.process.line_somewhere_with("no certificate could be obtained");
+    let file = relay.folder.path().join("state/acme-attempts.json");
+    assert!(!file.exists(), "{}", fs::read_to_string(&file).unwrap_or_default());
+}
+
+/// A configuration that asks the authority on this port, with its root in `ca.pem`.
+fn asking(port: u16, domain: &str, page: &str) -> String {
+    format!(
+        "state_dir = \"state\"\n[relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\nself_certified = true\n\
+         [acme]\naccept_terms = true\ndirectory = \"https://127.0.0.1:{port}/{page}\"\nhttp_port = 0\n\
+         ca_path = \"ca.pem\"\ndomains = [{domain:?}]\n[ops]\nlisten_port = 0\n"
+    )
+}
+
+#[test]
 fn a_relay_that_crashes_again_and_again_does_not_ask_the_authority_each_time() {
-    let (port, asked) = silent();
+    let folder = tempfile::tempdir().unwrap();
+    let (port, asked) = silent(folder.path());
     let patience = Duration::from_secs(60);
-    let config = |domain: &str, page: &str| {
-        format!(
-            "state_dir = \"state\"\n[relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\nself_certified = true\n\
-             [acme]\naccept_terms = true\ndirectory = \"https://127.0.0.1:{port}/{page}\"\nhttp_port = 0\n\
-             domains = [{domain:?}]\n[ops]\nlisten_port = 0\n"
-        )
-    };
+    let config = |domain: &str, page: &str| asking(port, domain, page);
     let first = config("a.test", "dir");
     // It is killed while it asks.
-    let Relay { process, folder, .. } = serve(&first);
+    let Relay { process, folder, .. } = serve_in(&first, folder);
     asked.recv_timeout(patience).unwrap();
     drop(process);
     let file = folder.path().join("state/acme-attempts.json");
@@ -269,7 +317,7 @@ fn a_certificate_is_obtained_over_http_renewed_and_found_again() {
     let said = relay.process.line_somewhere_with("no certificate could be obtained");
     assert!(said.contains("WARN") && said.contains("retry_secs"), "{said}");
     assert_eq!((metric(&relay, FAILED), relay.get("/ready").0), (1, 200));
-    assert!(state.join("acme-attempts.json").exists(), "a restart would wait");
+    assert!(!state.join("acme-attempts.json").exists(), "a restart does not wait");
     // One that has forgotten the account is asked for another.
     authority.come();
     certified(&mut relay);
