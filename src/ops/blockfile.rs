@@ -6,8 +6,9 @@
 //! has at most twice as many lines as there are blocks, and a thousand.
 //!
 //! At the start what has expired is left out. A last line that a crash cut off was never answered, and is dropped. A file
-//! with other faults is set aside under another name, the log says so, and what can be read of it counts. As long as it
-//! cannot be set aside it stays as it is: changes are in force, and whoever makes them is told that they are not kept.
+//! with other faults is set aside under another name, the log says so, and what can be read of it counts. It keeps its own
+//! name, too, until a whole file takes its place. As long as it cannot be set aside it stays as it is: changes are in
+//! force, and whoever makes them is told that they are not kept.
 
 use std::{
     collections::HashMap,
@@ -81,11 +82,11 @@ pub struct BlockFile {
     guard: Arc<Guard>,
     clock: Clock,
     journal: Mutex<Journal>,
-    rename: Rename,
+    keep_as: KeepAs,
 }
 
-/// Moves a file, as [`fs::rename`]; tests have one that cannot.
-type Rename = fn(&Path, &Path) -> io::Result<()>;
+/// Gives a file another name, as [`keep_as`]; tests have one that cannot.
+type KeepAs = fn(&Path, &Path) -> io::Result<()>;
 
 /// The file as it is. Whoever holds it is the only one to change blocks, so that the lines are in the order of the
 /// changes.
@@ -104,11 +105,11 @@ impl BlockFile {
     /// Puts the blocks of this folder's file in force, those that have not expired. Whatever the file is like, this goes
     /// on, and the log says what was wrong with it.
     pub fn open(folder: &Path, guard: Arc<Guard>, clock: Clock) -> Self {
-        Self::open_with(folder, guard, clock, |from, to| fs::rename(from, to))
+        Self::open_with(folder, guard, clock, keep_as)
     }
 
-    fn open_with(folder: &Path, guard: Arc<Guard>, clock: Clock, rename: Rename) -> Self {
-        let file = Self { path: folder.join(BLOCKS_NAME), guard, clock, journal: Mutex::default(), rename };
+    fn open_with(folder: &Path, guard: Arc<Guard>, clock: Clock, keep_as: KeepAs) -> Self {
+        let file = Self { path: folder.join(BLOCKS_NAME), guard, clock, journal: Mutex::default(), keep_as };
         match File::open(&file.path) {
             Ok(found) => file.restore(found),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -194,7 +195,7 @@ impl BlockFile {
     /// Keeps a file with faults under another name, and writes one with what counts.
     fn set_aside(&self, fault: &str) {
         let mut journal = self.journal();
-        let kept = self.move_away();
+        let kept = self.keep_aside();
         tracing::error!(
             path = %self.path.display(),
             fault,
@@ -211,8 +212,8 @@ impl BlockFile {
         }
     }
 
-    /// Gives the file a name that nothing has.
-    fn move_away(&self) -> io::Result<PathBuf> {
+    /// Gives the file another name, that nothing has.
+    fn keep_aside(&self) -> io::Result<PathBuf> {
         let secs = self.clock.unix_secs();
         let name = |n: u32| {
             let mut name = self.path.clone().into_os_string();
@@ -224,18 +225,20 @@ impl BlockFile {
         };
         let free = (0..MAX_SAME_SECOND).map(name).find(|name| fs::symlink_metadata(name).is_err());
         let free = free.ok_or(io::ErrorKind::AlreadyExists)?;
-        (self.rename)(&self.path, &free)?;
+        (self.keep_as)(&self.path, &free)?;
         Ok(free)
     }
 
     fn write(&self, journal: &mut Journal, line: &Line<'_>) -> io::Result<()> {
         if journal.is_in_the_way && fs::symlink_metadata(&self.path).is_ok() {
-            let kept_as = self.move_away().map_err(|error| {
+            let kept_as = self.keep_aside().map_err(|error| {
                 let reason =
                     format!("a file with faults stands in its place and cannot be set aside: {error}");
                 io::Error::new(error.kind(), reason)
             })?;
             tracing::info!(kept_as = %kept_as.display(), "the file of blocks with faults is set aside");
+            // Whatever comes of this change: it is kept once.
+            journal.is_in_the_way = false;
         }
         let is_open = journal.file.as_ref().is_some_and(|file| is_at(file, &self.path));
         if !is_open || journal.lines >= journal.due {
@@ -288,6 +291,12 @@ impl BlockFile {
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Gives a file another name beside its own. What can have but one, as a folder, and any file on some file systems, has
+/// the other one then.
+fn keep_as(path: &Path, other: &Path) -> io::Result<()> {
+    fs::hard_link(path, other).or_else(|_| fs::rename(path, other))
 }
 
 /// What a file says.
@@ -354,15 +363,15 @@ mod tests {
     }
 
     fn open(folder: &Path) -> Kept {
-        open_with(folder, |from, to| fs::rename(from, to))
+        open_with(folder, keep_as)
     }
 
-    fn open_with(folder: &Path, rename: Rename) -> Kept {
+    fn open_with(folder: &Path, keep_as: KeepAs) -> Kept {
         let clock = Clock::start();
         let metrics = Arc::new(Metrics::new().unwrap());
         let security = SecurityEvents::new(clock, metrics.clone(), EventSettings::default());
         let guard = Arc::new(Guard::new(&GuardSettings::default(), metrics, security));
-        Kept { guard: guard.clone(), file: BlockFile::open_with(folder, guard, clock, rename) }
+        Kept { guard: guard.clone(), file: BlockFile::open_with(folder, guard, clock, keep_as) }
     }
 
     impl Kept {
@@ -494,13 +503,13 @@ mod tests {
         let good = "{\"network\":\"192.0.2.1/32\",\"until_unix\":null,\"reason\":\"a\"}\n";
         let bad = format!("{good}garbage\n");
         fs::write(folder.join(BLOCKS_NAME), &bad).unwrap();
-        // Nothing can be renamed while there is a file of this name.
+        // Nothing can have another name while there is a file of this name.
         fs::write(folder.join("stuck"), "").unwrap();
-        let rename: Rename = |from, to| match from.with_file_name("stuck").exists() {
+        let unless_stuck: KeepAs = |from, to| match from.with_file_name("stuck").exists() {
             true => Err(io::ErrorKind::PermissionDenied.into()),
-            false => fs::rename(from, to),
+            false => keep_as(from, to),
         };
-        let kept = open_with(folder, rename);
+        let kept = open_with(folder, unless_stuck);
         let text = || fs::read_to_string(folder.join(BLOCKS_NAME)).unwrap();
         // In force, and said not to be kept; the file is what it was.
         for _ in 0..2 {
@@ -510,8 +519,15 @@ mod tests {
         }
         kept.file.unblock(net("192.0.2.1/32")).unwrap_err();
         assert_eq!((kept.networks(), text()), (vec!["192.0.2.9/32".to_owned()], bad.clone()));
-        // As soon as it can be set aside, all that is in force is kept.
+        // It is set aside once, even while no other can be written in its place.
         fs::remove_file(folder.join("stuck")).unwrap();
+        fs::create_dir(folder.join("blocks.jsonl.new")).unwrap();
+        for _ in 0..3 {
+            kept.file.block(net("192.0.2.9/32"), None, "").unwrap_err();
+        }
+        assert_eq!((text(), aside(folder).len()), (bad.clone(), 2));
+        fs::remove_dir(folder.join("blocks.jsonl.new")).unwrap();
+        // As soon as one can be, all that is in force is kept.
         kept.file.block(net("192.0.2.8/32"), None, "").unwrap();
         let names = aside(folder);
         assert_eq!(names.len(), 1, "{names:?}");
@@ -524,6 +540,26 @@ mod tests {
             open(folder);
         }
         assert_eq!(aside(folder).len(), 4);
+    }
+
+    #[test]
+    fn r6_5_a_bad_file_stays_until_a_whole_one_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let bad = "{\"network\":\"192.0.2.1/32\",\"until_unix\":null,\"reason\":\"a\"}\ngarbage\n";
+        fs::write(folder.join(BLOCKS_NAME), bad).unwrap();
+        // As on a disk that is full.
+        fs::create_dir(folder.join("blocks.jsonl.new")).unwrap();
+        for _ in 0..2 {
+            assert_eq!(open(folder).networks(), ["192.0.2.1/32"]);
+            assert_eq!(fs::read_to_string(folder.join(BLOCKS_NAME)).unwrap(), bad);
+        }
+        fs::remove_dir(folder.join("blocks.jsonl.new")).unwrap();
+        let kept = open(folder);
+        assert_eq!((kept.networks(), lines(folder)), (vec!["192.0.2.1/32".to_owned()], 1));
+        for name in aside(folder) {
+            assert_eq!(fs::read_to_string(folder.join(name)).unwrap(), bad);
+        }
     }
 
     #[test]
