@@ -54,6 +54,12 @@ const PLACES: [&[PathElement<'static>]; 4] = [
     &[PathElement::Key("registered_country"), PathElement::Key("iso_code")],
 ];
 
+/// What the names of databases have in them that know countries, whatever else they know; in small letters.
+const OF_COUNTRIES: [&str; 4] = ["country", "city", "enterprise", "location"];
+/// The same of databases of something else.
+const OF_OTHERS: [&str; 8] =
+    ["asn", "isp", "domain", "anonymous", "connection-type", "privacy", "user-count", "static-ip-score"];
+
 /// What its maker calls a database is cut after so many characters.
 const MAX_KIND_CHARS: usize = 60;
 
@@ -72,7 +78,10 @@ pub enum DatabaseError {
 }
 
 /// A database, whole in memory.
-pub struct Database(Reader<Vec<u8>>);
+pub struct Database {
+    reader: Reader<Vec<u8>>,
+    is_doubtful: bool,
+}
 
 /// Of the same maker and time.
 impl PartialEq for Database {
@@ -88,42 +97,54 @@ impl Database {
     /// [`DatabaseError`].
     pub fn new(bytes: Vec<u8>) -> Result<Self, DatabaseError> {
         let reader = Reader::from_source(bytes).map_err(|error| DatabaseError::Format(error.to_string()))?;
-        let database = Self(reader);
-        if database.is_of_something_else() {
-            let kind = database.kind().escape_debug().take(MAX_KIND_CHARS).collect();
-            return Err(DatabaseError::NoCountries { kind });
+        let mut database = Self { reader, is_doubtful: false };
+        let (has_records, has_countries) = database.sampled();
+        if !has_countries {
+            let kind = database.kind().to_ascii_lowercase();
+            let is_any_of = |names: &[&str]| names.iter().any(|name| kind.contains(name));
+            if !is_any_of(&OF_COUNTRIES) && (has_records || is_any_of(&OF_OTHERS)) {
+                let kind = database.kind().escape_debug().take(MAX_KIND_CHARS).collect();
+                return Err(DatabaseError::NoCountries { kind });
+            }
+            database.is_doubtful = true;
         }
         Ok(database)
     }
 
-    /// Whether some of [`samples`] are known to it, and of none the country. Takes some milliseconds at most; to walk
+    /// Whether some of [`samples`] are known to it, and of any the country. Takes some milliseconds at most; to walk
     /// through all of it could take for ever, whoever has made it.
-    fn is_of_something_else(&self) -> bool {
+    fn sampled(&self) -> (bool, bool) {
         let mut has_records = false;
         for ip in samples() {
-            let Ok(found) = self.0.lookup(ip) else { continue };
+            let Ok(found) = self.reader.lookup(ip) else { continue };
             if PLACES.into_iter().any(|place| code(&found, place).is_some()) {
-                return false;
+                return (true, true);
             }
             has_records |= found.has_data();
         }
-        has_records
+        (has_records, false)
+    }
+
+    /// Whether it may well have no countries: none was found among some thousand addresses, and nothing says that it is of
+    /// something else.
+    pub fn is_doubtful(&self) -> bool {
+        self.is_doubtful
     }
 
     /// Where this address is said to be. IPv4-mapped ones count as IPv4. Takes microseconds.
     pub fn country(&self, ip: IpAddr) -> Country {
-        let Ok(found) = self.0.lookup(ip.to_canonical()) else { return Country::UNKNOWN };
+        let Ok(found) = self.reader.lookup(ip.to_canonical()) else { return Country::UNKNOWN };
         PLACES.into_iter().find_map(|place| code(&found, place)).unwrap_or(Country::UNKNOWN)
     }
 
     /// What its maker calls it, as `GeoLite2-Country`.
     pub fn kind(&self) -> &str {
-        &self.0.metadata().database_type
+        &self.reader.metadata().database_type
     }
 
     /// When it was made, in Unix seconds.
     pub fn built_at_unix(&self) -> u64 {
-        self.0.metadata().build_epoch
+        self.reader.metadata().build_epoch
     }
 }
 
@@ -195,15 +216,78 @@ mod tests {
         assert!(database.built_at_unix() > 1_700_000_000);
     }
 
-    #[test]
-    fn r7_2_a_database_without_countries_is_none_of_them() {
-        // The same networks, and nothing of theirs stands where countries do.
+    /// The same networks, and nothing of theirs stands where countries do.
+    fn without_countries() -> Vec<u8> {
         let mut other = bytes();
         let places: Vec<usize> = (0..other.len()).filter(|at| other[*at..].starts_with(b"country")).collect();
         assert!(places.len() > 2);
         for at in places {
             other[at + 1] = b'0';
         }
+        other
+    }
+
+    /// Called otherwise by its maker.
+    fn named(mut bytes: Vec<u8>, name: &[u8; 14]) -> Vec<u8> {
+        let at = bytes.windows(14).position(|text| text == b"zrc-relay-test").unwrap();
+        bytes[at..at + 14].copy_from_slice(name);
+        bytes
+    }
+
+    #[test]
+    fn r7_2_a_database_is_refused_only_when_it_is_surely_one_of_something_else() {
+        // Its countries may be of addresses that nobody has tried.
+        for name in [b"Our-CITY-codes", b"GeoIP2-Country", b"my country_asn"] {
+            let database = Database::new(named(without_countries(), name)).unwrap();
+            assert!(database.is_doubtful(), "{database:?}");
+        }
+        // Where there are countries, no name matters.
+        for name in [b"GeoLite2-ASN-2", b"zrc-relay-test"] {
+            assert!(!Database::new(named(bytes(), name)).unwrap().is_doubtful());
+        }
+        assert!(Database::new(named(without_countries(), b"GeoLite2-ASN-2")).is_err());
+        // Nothing is known of any address that is tried.
+        let empty = |name| named(empty(), name);
+        assert!(Database::new(empty(b"zrc-relay-test")).unwrap().is_doubtful());
+        for name in [b"GeoLite2-ASN-2", b"GeoIP2-ISP-abc", b"anonymous-plus"] {
+            let Err(DatabaseError::NoCountries { kind }) = Database::new(empty(name)) else {
+                panic!("taken")
+            };
+            assert_eq!(kind.as_bytes(), name);
+        }
+    }
+
+    /// A database that knows no address.
+    fn empty() -> Vec<u8> {
+        let text = |text: &str| {
+            let mut field = vec![0x40 | u8::try_from(text.len()).unwrap()];
+            field.extend(text.as_bytes());
+            field
+        };
+        // A map of nine: all that the format asks for.
+        let mut meta = vec![0xe9];
+        for (name, number) in [
+            ("node_count", [0xc1, 1]),
+            ("record_size", [0xa1, 24]),
+            ("ip_version", [0xa1, 6]),
+            ("binary_format_major_version", [0xa1, 2]),
+            ("binary_format_minor_version", [0xa1, 0]),
+        ] {
+            meta.extend(text(name).into_iter().chain(number));
+        }
+        meta.extend(text("build_epoch").into_iter().chain([0x01, 0x02, 1]));
+        meta.extend(text("database_type").into_iter().chain(text("zrc-relay-test")));
+        meta.extend(text("languages").into_iter().chain([0x00, 0x04]));
+        meta.extend(text("description").into_iter().chain([0xe0]));
+        let marker = b"\xab\xcd\xefMaxMind.com";
+        // One node, neither of whose sides leads anywhere, and what stands between it and data.
+        let node = [0, 0, 1, 0, 0, 1];
+        node.into_iter().chain([0; 16]).chain(marker.iter().copied()).chain(meta).collect()
+    }
+
+    #[test]
+    fn r7_2_a_database_without_countries_is_none_of_them() {
+        let mut other = without_countries();
         let Err(DatabaseError::NoCountries { kind }) = Database::new(other.clone()) else { panic!("taken") };
         assert_eq!(kind, "zrc-relay-test");
         // Its name is its maker's.

@@ -102,14 +102,20 @@ impl Shown {
         &self.descriptor
     }
 
-    /// Puts in force what the configuration says now: a certificate from files, or none. What cannot be used changes
-    /// nothing, and the log says so.
-    pub(super) fn apply(&self, relay: &RelayServer, configured: Option<Certificate>, server_name: &str) {
+    /// Puts in force what the configuration says now: a certificate from files, or none; then one that an authority has
+    /// signed for `domains`, if there are any, comes before the relay's own. What cannot be used changes nothing, and the
+    /// log says so.
+    pub(super) fn apply(
+        &self,
+        relay: &RelayServer,
+        configured: Option<Certificate>,
+        (domains, server_name): (&[String], &str),
+    ) {
         let origin = self.origin();
         let put = match configured {
             Some(certificate) => self.put(relay, Origin::Files, certificate, server_name),
             // There were files, and now there are none.
-            None if origin == Origin::Files => self.put_own(relay, server_name),
+            None if origin == Origin::Files => self.put_kept(relay, domains, server_name),
             None if self.descriptor.load().server_name == server_name => return,
             // Its own is made anew for another name.
             None if origin == Origin::SelfSigned => self.put_own(relay, server_name),
@@ -144,6 +150,15 @@ impl Shown {
                 told(&failure);
                 tokio::time::sleep(RETRY).await;
             }
+        }
+    }
+
+    /// The authority's that was obtained last, be it while there were files; its own, where there is none that is good.
+    fn put_kept(&self, relay: &RelayServer, domains: &[String], server_name: &str) -> Result<(), Failure> {
+        let kept = Some(domains).filter(|domains| !domains.is_empty());
+        match kept.and_then(|domains| state::acme_certificate(&self.state_folder, domains, self.now())) {
+            Some(certificate) => self.put(relay, Origin::Acme, certificate, server_name),
+            None => self.put_own(relay, server_name),
         }
     }
 

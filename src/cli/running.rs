@@ -253,7 +253,7 @@ impl Running {
             && !self.domains.is_empty()
             && !config::covers(&self.domains, &config.relay.server_name);
         let server_name = if is_coming { &current.server_name } else { &config.relay.server_name };
-        self.certificate.apply(&self.relay, config.relay.certificate, server_name);
+        self.certificate.apply(&self.relay, config.relay.certificate, (&self.domains, server_name));
         self.security.configure(event_settings(&config.security));
         if let Err(error) = self.webhooks.send_to(config.security.webhook) {
             tracing::error!(%error, "security events cannot be sent");
@@ -289,6 +289,7 @@ impl Running {
     /// Shows a certificate of an authority's from now on.
     pub(super) fn show(&self, certificate: Certificate) {
         if self.certificate.origin() == Origin::Files {
+            // It is kept, and found where the files go.
             tracing::info!("the authority's certificate is not shown: the configuration names files by now");
             return;
         }
@@ -377,6 +378,12 @@ fn show_countries(metrics: &Metrics, database: Option<Arc<Database>>) {
                 built_at_unix = now.built_at_unix(),
                 "GeoIP database in use"
             );
+            if now.is_doubtful() {
+                tracing::warn!(
+                    database = now.kind(),
+                    "of some thousand addresses the GeoIP database knows no country: is it one of countries?"
+                );
+            }
         }
         (Some(_), None) => tracing::info!("GeoIP database no longer in use"),
         (None, None) => {}
@@ -475,6 +482,49 @@ mod tests {
         assert!(get("/ready").unwrap_err().contains("503 Service Unavailable: stuck"));
         drop(held);
         wait(&|| get("/livez").is_ok() && get("/ready").is_ok());
+        runtime.block_on(running.stop(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn r7_2_where_files_go_the_authoritys_certificate_comes_back() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        // Signed for the key that a first start makes; by whom, nobody here looks.
+        state::own_certificate(&at(""), "relay.test", 1_795_178_980).ok().unwrap();
+        let key = rcgen::KeyPair::from_pem(&std::fs::read_to_string(at("key.pem")).unwrap()).unwrap();
+        let signed =
+            rcgen::CertificateParams::new(["relay.test".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let by_authority = at(state::ACME_CERTIFICATE);
+        std::fs::write(&by_authority, signed.pem()).unwrap();
+        let files = rcgen::generate_simple_self_signed(["relay.test".to_owned()]).unwrap();
+        std::fs::write(at("chain.pem"), files.cert.pem()).unwrap();
+        std::fs::write(at("files.pem"), files.signing_key.serialize_pem()).unwrap();
+        // An authority that nobody reaches.
+        let config = |files: &str| {
+            let text = format!(
+                "state_dir = {:?}\n[relay]\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\nself_certified = true\n\
+                 {files}[acme]\ndomains = [\"relay.test\"]\naccept_terms = true\n\
+                 directory = \"https://127.0.0.1:1/dir\"\nhttp_port = 0\n[ops]\nlisten_port = 0\n",
+                folder.path()
+            );
+            let text = if files.is_empty() { text } else { text.replace("domains = [\"relay.test\"]\n", "") };
+            Config::parse(&text, folder.path()).unwrap()
+        };
+        let with_files = || config("quic_cert_path = \"chain.pem\"\nquic_key_path = \"files.pem\"\n");
+        let running = runtime.block_on(Running::start(config(""), None)).ok().unwrap();
+        let apply = |config: Config| runtime.block_on(async { running.apply(config) });
+        let origin = || running.certificate.origin();
+        assert_eq!(origin(), Origin::Acme);
+        apply(with_files());
+        assert_eq!(origin(), Origin::Files);
+        apply(config(""));
+        assert_eq!(origin(), Origin::Acme);
+        // One that is not good any more does not come back.
+        apply(with_files());
+        std::fs::remove_file(&by_authority).unwrap();
+        apply(config(""));
+        assert_eq!(origin(), Origin::SelfSigned);
         runtime.block_on(running.stop(Duration::from_secs(5)));
     }
 
