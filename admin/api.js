@@ -82,12 +82,22 @@ export class Api {
   }
 
   async #ask(method, path, query, body) {
+    try {
+      const answer = await this.#answer(method, path, query, body);
+      if (!this.#ended) return answer;
+    } catch (error) {
+      // Why it was refused is an answer, too.
+      if (!this.#ended) throw error;
+    }
+    throw new Failure("over", "You have signed out.");
+  }
+
+  async #answer(method, path, query, body) {
     const response = await this.#fetch(method, path, query, body, AbortSignal.timeout(method === "GET" ? ANSWER_MS : DONE_MS));
     if (!response.ok) throw await refusal(path, response);
     const text = await response.text().catch(() => {
       throw new Failure("gone", "The answer broke off.");
     });
-    if (this.#ended) throw new Failure("over", "You have signed out.");
     if (response.status === 204) return null;
     try {
       return JSON.parse(text);

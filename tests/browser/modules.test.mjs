@@ -300,14 +300,26 @@ test("local time says how far it is from the log's", () => {
 test("what was asked before signing out is answered to nobody", async () => {
   const before = globalThis.fetch;
   try {
-    for (const status of [200, 204]) {
-      let answer;
-      globalThis.fetch = () => new Promise((resolve) => (answer = resolve));
-      const api = new Api("token");
-      const asked = api.get("admin/allocations");
-      api.end();
-      answer(new Response(status === 200 ? '{"allocations": []}' : null, { status }));
-      await assert.rejects(asked, { kind: "over" });
+    const headers = { "content-type": "application/problem+json" };
+    const answers = [
+      new Response('{"allocations": []}'),
+      new Response(null, { status: 204 }),
+      new Response('{"detail": "secret"}', { status: 400, headers }),
+      new Response("<html>", { status: 502 }),
+      Promise.reject(new TypeError("Failed to fetch")),
+    ];
+    // While the answer is on its way, and while it is read.
+    for (const endsBetween of [false, true]) {
+      for (const it of answers) {
+        let answer;
+        globalThis.fetch = () => new Promise((resolve) => (answer = resolve));
+        const api = new Api("token");
+        const asked = api.get("admin/allocations");
+        if (!endsBetween) api.end();
+        answer(it instanceof Response ? it.clone() : it);
+        if (endsBetween) api.end();
+        await assert.rejects(asked, { kind: "over", message: "You have signed out." });
+      }
     }
   } finally {
     globalThis.fetch = before;

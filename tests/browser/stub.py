@@ -28,6 +28,8 @@ class Stub:
     def __init__(self, port=0):
         self.started = time.time() - 93_784
         self.failing = {}
+        # Answers that wait: an event for each method and path.
+        self.held = {}
         self.role = "full"
         self.level = "normal"
         self.draining = None
@@ -52,8 +54,8 @@ class Stub:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self):
-        for listener in self.listeners:
-            listener.set()
+        for event in [*self.listeners, *self.held.values()]:
+            event.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -89,6 +91,10 @@ class Stub:
             "expires_at_unix": int(it["created"]) + 28_800,
             "limits": {"bytes_per_sec": 1_250_000, "packets_per_sec": 20_000, "quota_bytes": it["quota"], "weight": 1},
         }
+
+    def hold(self, method, path):
+        """Such an answer waits until what this gives is set."""
+        return self.held.setdefault((method, path), threading.Event())
 
     def stats(self):
         up = time.time() - self.started
@@ -265,6 +271,8 @@ class Stub:
                 stub.asked.append((self.command, self.path))
                 if not address.path.startswith("/admin/"):
                     return self.file(address.path)
+                if (self.command, address.path) in stub.held:
+                    stub.held[self.command, address.path].wait(60)
                 if address.path in stub.failing:
                     status, detail, headers = stub.failing[address.path]
                     return self.problem(status, detail, headers)

@@ -75,7 +75,7 @@ def test_it_fits_a_phone(stub, visits):
         page.get_by_role("link", name=view).click()
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= 360, f"{view} is {width} wide"
-        page.wait_for_function("document.querySelector('#updated').textContent !== ''")
+        expect(page.locator("#updated")).to_contain_text("Updated at")
         visit.accessible(f"{view} on a phone")
         visit.picture(f"made-up-phone-{view.lower()}")
     tops = page.locator("nav a").evaluate_all("links => links.map((link) => link.offsetTop)")
@@ -395,6 +395,93 @@ def test_what_is_refused_says_why_and_can_be_tried_again(stub, visits):
     visit.expect_fault("status of (400|500)")
 
 
+#: However slow this machine is, what a test holds back is waited for.
+PATIENT = "AbortSignal.timeout = () => new AbortController().signal;"
+
+
+def next_answers(page):
+    """Until what was answered before has been dealt with: the page asks again only afterwards."""
+    for _ in range(2):
+        with page.expect_response(re.compile("admin/stats$")):
+            pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_comes_of_a_cancelled_dialog_leaves_the_next_one_alone(stub, visits, fails):
+    visit = visits(stub.url)
+    visit.expect_fault("status of 500")
+    visit.page.add_init_script(PATIENT)
+    page = signed_in(visit, stub.url, "#/allocations")
+    expect(rows(page)).to_have_count(25)
+    first, second, third = sorted(it["id"] for it in stub.allocations)[:3]
+    paths = [f"/admin/allocations/{id}" for id in (first, second)]
+    held = [stub.hold("DELETE", path) for path in paths]
+    if fails:
+        stub.failing[paths[0]] = (500, "this came too late", [])
+    dialog, button = page.locator("#ask-kill"), page.locator("#ask-kill [type=submit]")
+    told, alert = page.locator("#told"), page.locator("#ask-kill .said")
+    ask = lambda id: page.locator(f"#rows tr[data-key='{id}']").get_by_role("button", name="Kill").click()
+
+    ask(first)
+    button.click()
+    expect(button).to_have_text("One moment …")
+    dialog.get_by_role("button", name="Cancel").click()
+    ask(second)
+    expect(button).to_have_text("Kill it")
+    button.click()
+    expect(button).to_have_text("One moment …")
+    with page.expect_response(re.compile(paths[0])):
+        held[0].set()
+    if not fails:
+        expect(told).to_have_text(f"Allocation {first[:12]} has been killed.")
+    next_answers(page)
+    expect(dialog).to_be_visible()
+    expect(alert).to_be_hidden()
+    expect(button).to_have_text("One moment …")
+    expect(button).to_be_disabled()
+    expect(page.locator("#kill-id")).to_have_text(second)
+    held[1].set()
+    expect(told).to_have_text(f"Allocation {second[:12]} has been killed.")
+    expect(dialog).to_be_hidden()
+    ask(third)
+    expect(button).to_have_text("Kill it")
+    expect(button).to_be_enabled()
+
+
+@pytest.mark.parametrize("view, path, field, button", [
+    ("guard", "blocks", "#block-network", "#block-add"),
+    ("activity", "log", "#log-filter", "#log-set"),
+])
+def test_what_is_refused_after_signing_out_is_not_said(stub, visits, view, path, field, button):
+    visit = visits(stub.url)
+    visit.expect_fault("status of 400")
+    visit.page.add_init_script(PATIENT)
+    visit.page.add_init_script("""
+        const json = Response.prototype.json;
+        globalThis.refused = new Promise((resolve, reject) => {
+            Response.prototype.json = async function () {
+                const read = await json.call(this);
+                // When all that follows from it has been done.
+                setTimeout(() => resolve(read.status));
+                return read;
+            };
+            setTimeout(() => reject(new Error("nothing was refused")), 60_000);
+        });
+    """)
+    page = signed_in(visit, stub.url, f"#/{view}")
+    held = stub.hold("POST" if path == "blocks" else "PUT", f"/admin/{path}")
+    page.locator(field).fill("NONSENSE")
+    page.locator(button).click()
+    expect(page.locator(button)).to_be_disabled()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.locator("#state")).to_have_text(SIGNED_OUT)
+    held.set()
+    assert page.evaluate("globalThis.refused") == 400
+    said = page.locator(button.replace("add", "said").replace("set", "said"))
+    assert said.get_attribute("hidden") is not None
+    assert said.text_content() == ""
+
+
 def test_a_relay_that_goes_and_comes_back(stub, visits):
     visit = visits(stub.url)
     visit.expect_fault("ERR_|status of 401")
@@ -507,7 +594,7 @@ def test_a_keyboard_is_enough(stub, visits):
     chart = page.locator("#plot-bytes .chart")
     expect(chart).to_have_attribute("aria-valuenow", "0")
     expect(page.locator("#plot-bytes .legend b").first).to_have_text(re.compile("B$"))
-    page.wait_for_function("document.querySelector('#plot-bytes canvas') !== null")
+    expect(page.locator("#plot-bytes canvas")).not_to_have_count(0)
     chart.focus()
     # It goes back as far as there is something to see, which is little so soon.
     for _ in range(100):

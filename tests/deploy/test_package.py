@@ -82,11 +82,14 @@ def dpkg(root, *args):
     forced = ["--force-depends", "--force-script-chrootless", "--force-confold"]
     log = ["--log", root / "dpkg.log"]
     command = [*AS_ROOT, "dpkg", "--root", root, *log, *forced, *args]
-    return run(*command, env={**os.environ, "PATH": f"{root}/stubs:{os.environ['PATH']}"})
+    # It wants ldconfig and start-stop-daemon, which not everybody has in theirs.
+    return run(*command, env={**os.environ, "PATH": f"{root}/stubs:{os.environ['PATH']}:/usr/sbin:/sbin"})
 
 
 @pytest.mark.skipif(not may_be_root(), reason="dpkg installs as root alone, and no user namespace can be had")
-def test_what_an_operator_has_outlives_an_upgrade_and_a_removal_and_not_a_purge(package, tmp_path):
+def test_what_an_operator_has_outlives_an_upgrade_and_a_removal_and_not_a_purge(package, tmp_path, monkeypatch):
+    # As it is for who is not root.
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
     for folder in ["var/lib/dpkg/info", "var/lib/dpkg/updates", "var/lib/dpkg/triggers", "stubs", "etc"]:
         (tmp_path / folder).mkdir(parents=True)
     for file in ["status", "available"]:

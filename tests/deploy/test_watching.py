@@ -86,6 +86,68 @@ def test_the_dashboard_shows_metrics_that_there_are(metrics):
     assert all(ABSENT.values())
 
 
+def test_every_start_is_marked_and_nothing_else(tools, tmp_path):
+    """Grafana asks each minute; relays are asked four times as often, and start whenever they like."""
+    dashboard = json.loads((DEPLOY / "grafana/zrc-relay.json").read_text())
+    (note,) = [it for it in dashboard["annotations"]["list"] if it["name"] == "Started"]
+    expression = note["expr"].replace("$job", "zrc-relay").replace("$instance", ".*")
+    labels, minutes = 'job="zrc-relay", instance="a"', 60
+    # Without the first minutes, before which there is nothing at all.
+    marks = f"count_over_time(({expression})[{minutes - 10}m:1m]) > 0"
+
+    def tried(began, marked, version=str):
+        """A relay, by when it began (None where it does not answer), and which starts are marked with their version."""
+        began += began[-1:] * (4 * minutes - len(began))
+        shown = lambda values: " ".join("stale" if it is None else str(it) for it in values)
+        series = [{"series": f"process_start_time_seconds{{{labels}}}", "values": shown(began)}]
+        versions = [None if it is None else version(it) for it in began]
+        for one in set(versions) - {None}:
+            ones = shown(1 if it == one else None for it in versions)
+            series.append({"series": f'zrc_relay_build_info{{{labels}, version="{one}"}}', "values": ones})
+        samples = [{"labels": f'{{{labels}, version="{version(it)}"}}', "value": 1} for it in marked]
+        query = {"expr": f"clamp_max({marks}, 1)", "eval_time": f"{minutes}m", "exp_samples": samples}
+        return {"interval": "15s", "input_series": series, "promql_expr_test": [query]}
+
+    old, away = [-86_400], [None]
+    # Started anew at any moment between two questions, away for none of Prometheus', one, or many; of another version or not.
+    tests = [
+        tried(old * at + away * missed + [15 * (at + missed) - 5], [15 * (at + missed) - 5], version)
+        for at in range(80, 84)
+        for missed in (0, 1, 6, 40)
+        for version in (str, lambda _: "1")
+    ]
+    # Seen for the first time; and one that was out of reach for a while and ran on.
+    tests.append(tried(away * 81 + [15 * 81 - 5], [15 * 81 - 5]))
+    tests.append(tried(old * 80 + away * 40 + old, []))
+    file = tmp_path / "started.test.yml"
+    file.write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": tests}))
+    run(tools / "prometheus/usr/bin/promtool", "test", "rules", file)
+
+
+def test_what_is_rare_is_looked_at_over_an_hour():
+    panels = json.loads((DEPLOY / "grafana/zrc-relay.json").read_text())["panels"]
+    rare = [panel for panel in panels if re.search(r"quantile.*zrc_relay_allocation_", json.dumps(panel.get("targets")))]
+    assert len(rare) == 4
+    for panel in rare:
+        # Allocations end now and then: between two questions there is none, or a single one.
+        assert all("_bucket{" in it["expr"] and "[1h]" in it["expr"] for it in panel["targets"]), panel["title"]
+        # And a value between two that are missing is a point.
+        assert panel["fieldConfig"]["defaults"]["custom"]["showPoints"] == "auto", panel["title"]
+        assert "in the last hour" in panel["description"], panel["title"]
+
+
+def test_millions_of_sources_do_not_hide_how_often_the_guard_was_raised():
+    panels = json.loads((DEPLOY / "grafana/zrc-relay.json").read_text())["panels"]
+    apart = {}
+    for panel in panels:
+        legends = [it["legendFormat"] for it in panel.get("targets", [])]
+        for override in panel.get("fieldConfig", {}).get("overrides", []):
+            assert override["matcher"]["id"] == "byName" and override["matcher"]["options"] in legends, panel["title"]
+            properties = {it["id"]: it["value"] for it in override["properties"]}
+            apart[panel["title"], override["matcher"]["options"]] = properties.get("custom.axisPlacement")
+    assert apart["Guard raised", "sources forgotten"] == "right"
+
+
 def test_panels_do_not_lie_over_each_other():
     panels = json.loads((DEPLOY / "grafana/zrc-relay.json").read_text())["panels"]
     taken = {}
