@@ -229,7 +229,16 @@ async fn pages(
         if let Some(some) = page.get_mut(key).and_then(Value::as_array_mut) {
             all.append(some);
         }
-        cursor = page["next"].as_str().map(str::to_owned);
+        cursor = match &page["next"] {
+            Value::Null => None,
+            Value::String(next) => Some(next.clone()),
+            // Half of a list would be taken for all of it.
+            _ => {
+                let why = "this command does not understand how the relay goes on with a list: its version is another, \
+                           and zrc-relay of that version lists all of it";
+                return Err(Failure::new(Exit::Data, why));
+            }
+        };
         if cursor.is_none() || all.len() >= limit {
             all.truncate(limit);
             return Ok(json!({ key: all, "total": page["total"], "next": cursor }));
@@ -248,5 +257,58 @@ async fn whole_id(client: &Client, begin: &str) -> Result<String, Failure> {
         (Some(1), Some(id)) => Ok(id.to_owned()),
         (Some(0), _) => Err(Failure::new(Exit::Refused, "there is no live allocation whose id begins so")),
         _ => Err(Failure::new(Exit::Refused, "several ids begin so: give more of it")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::UnixListener,
+    };
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Args {
+        #[command(flatten)]
+        reach: Reach,
+    }
+
+    /// A relay that answers each question with the next of these.
+    fn relay(answers: Vec<Value>) -> (Client, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let body = answer.to_string();
+                let head =
+                    format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+                stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            }
+        });
+        let args = Args::parse_from(["x", "--socket", path.to_str().unwrap()]);
+        (args.reach.client().unwrap(), folder)
+    }
+
+    #[tokio::test]
+    async fn a_list_is_whole_or_is_not_shown() {
+        let page =
+            |next: Value| json!({ "blocks": [{ "network": "192.0.2.0/24" }], "total": 2, "next": next });
+        let (client, _folder) = relay(vec![page(json!("more")), page(Value::Null)]);
+        let all = all_blocks(&client).await.unwrap();
+        assert_eq!((all["blocks"].as_array().unwrap().len(), &all["next"]), (2, &Value::Null));
+        for next in [json!(1000), json!(true), json!({})] {
+            let (client, _folder) = relay(vec![page(next.clone())]);
+            let failure = all_blocks(&client).await.expect_err(&next.to_string());
+            assert!(failure.error.to_string().contains("version"), "{:#}", failure.error);
+        }
     }
 }

@@ -13,13 +13,14 @@ use ratatui::{
 use reqwest::Method;
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 
 use self::state::{Asked, State};
 use super::{
     Exit, Failure, OrFail as _,
-    admin::{Client, Reach},
+    admin::{Client, Reach, plain},
+    out,
 };
 use crate::{clock::Clock, config::parse_duration};
 
@@ -27,6 +28,8 @@ use crate::{clock::Clock, config::parse_duration};
 const KEY_WAIT: Duration = Duration::from_millis(200);
 /// Keys that wait to be drawn; more are lost.
 const KEYS: usize = 64;
+/// Of whoever ends an allocation and quits: how long its outcome is waited for.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
 /// However often is wanted, no more often is asked.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -54,8 +57,12 @@ impl Top {
         // Before the screen is taken: what is wrong is said where it can be read.
         state.update(fetch(&client).await?, clock.mono());
         let mut terminal = ratatui::try_init().or_fail(Exit::Unavailable, "top needs a terminal")?;
-        let ended = watch(&mut terminal, &client, clock, &mut state, self.interval, read_keys()).await;
+        let (ended, last) =
+            watch(&mut terminal, &client, clock, &mut state, self.interval, read_keys()).await;
         ratatui::restore();
+        if let Some(last) = last {
+            out::say(last);
+        }
         ended.map(|()| Exit::Ok)
     }
 }
@@ -118,25 +125,65 @@ async fn answered<T>(awaited: &mut Awaited<'_, T>) -> T {
     }
 }
 
-/// Until its user quits. Keys wait for no answer: neither for one that is slow, nor for one that does not come.
+/// An allocation that is being ended, and what is to be said of it.
+struct Ending<'a> {
+    id: String,
+    said: Awaited<'a, String>,
+}
+
+impl Ending<'_> {
+    /// What has become of the one that is being ended, if there is one, for whoever does not stay to read it. A question
+    /// that is given up may never have been sent.
+    async fn last(mut self) -> Option<String> {
+        self.said.as_ref()?;
+        let said = timeout(LAST_ANSWER, answered(&mut self.said)).await;
+        Some(said.map_or_else(
+            |_| format!("{}: not known whether it ended; the relay has not answered", self.id),
+            |said| plain(&said),
+        ))
+    }
+}
+
+/// Until its user quits, and what there is to say then.
 async fn watch<B: Backend<Error: std::error::Error + Send + Sync + 'static>>(
     terminal: &mut Terminal<B>,
     relay: &impl Relay,
     clock: Clock,
     state: &mut State,
     every: Duration,
+    keys: mpsc::Receiver<Event>,
+) -> (Result<(), Failure>, Option<String>) {
+    let mut ending = Ending { id: String::new(), said: None };
+    let ended = until_quit(terminal, relay, clock, state, every, keys, &mut ending).await;
+    (ended, ending.last().await)
+}
+
+/// Until its user quits. Keys wait for no answer: neither for one that is slow, nor for one that does not come.
+async fn until_quit<'a, B: Backend<Error: std::error::Error + Send + Sync + 'static>>(
+    terminal: &mut Terminal<B>,
+    relay: &'a impl Relay,
+    clock: Clock,
+    state: &mut State,
+    every: Duration,
     mut keys: mpsc::Receiver<Event>,
+    ending: &mut Ending<'a>,
 ) -> Result<(), Failure> {
     let every = every.max(SHORTEST_INTERVAL);
     // The first look has been taken.
     let mut ticks = interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut looking, mut ending): (Awaited<'_, _>, Awaited<'_, _>) = (None, None);
+    let mut looking: Awaited<'_, _> = None;
+    let mut late_at = Instant::now();
     loop {
         terminal.draw(|frame| view::draw(frame, state)).or_fail(Exit::Io, "cannot draw")?;
         let asked = tokio::select! {
             _ = ticks.tick(), if looking.is_none() => {
                 looking = Some(Box::pin(relay.look()));
+                late_at = Instant::now() + every;
+                continue;
+            }
+            () = sleep_until(late_at), if looking.is_some() && !state.is_late => {
+                state.is_late = true;
                 continue;
             }
             seen = answered(&mut looking) => {
@@ -146,7 +193,7 @@ async fn watch<B: Backend<Error: std::error::Error + Send + Sync + 'static>>(
                 }
                 continue;
             }
-            said = answered(&mut ending) => {
+            said = answered(&mut ending.said) => {
                 state.say(said);
                 ticks.reset_immediately();
                 continue;
@@ -160,10 +207,11 @@ async fn watch<B: Backend<Error: std::error::Error + Send + Sync + 'static>>(
         match asked {
             Asked::Nothing => {}
             Asked::Quit => return Ok(()),
-            Asked::Kill(_) if ending.is_some() => state.say("the one before has not ended yet".into()),
+            Asked::Kill(_) if ending.said.is_some() => state.say("the one before has not ended yet".into()),
             Asked::Kill(id) => {
                 state.say(format!("{id} is being ended"));
-                ending = Some(Box::pin(async move {
+                ending.id.clone_from(&id);
+                ending.said = Some(Box::pin(async move {
                     match relay.end(&id).await {
                         Ok(()) => format!("{id} is over"),
                         Err(failure) => format!("{:#}", failure.error),
@@ -187,7 +235,7 @@ mod tests {
         backend::TestBackend,
         crossterm::event::{KeyCode, KeyEvent},
     };
-    use tokio::{sync::Notify, time::timeout};
+    use tokio::sync::Notify;
 
     use super::{state::tests::answers, *};
 
@@ -228,6 +276,8 @@ mod tests {
                 press(key).await;
             }
             relay.ended.notified().await;
+            // Longer than the interval.
+            tokio::time::sleep(3 * SHORTEST_INTERVAL).await;
             // While neither has answered.
             press('q').await;
             std::future::pending::<()>().await;
@@ -236,8 +286,53 @@ mod tests {
             ended = timeout(
                 PATIENCE,
                 watch(&mut terminal, &relay, Clock::start(), &mut state, SHORTEST_INTERVAL, keys),
-            ) => assert!(ended.expect("keys wait for an answer").is_ok()),
+            ) => {
+                let (ended, last) = ended.expect("keys wait for an answer");
+                assert!(ended.is_ok());
+                let last = last.expect("what was asked for is not mentioned");
+                assert!(last.contains(&"aa".repeat(16)) && last.contains("not known whether"), "{last}");
+            }
             () = user => {}
+        }
+        assert!(terminal.backend().to_string().contains("NO ANSWER YET"), "{}", terminal.backend());
+    }
+
+    /// A relay that does what it is asked, and counts it.
+    #[derive(Default)]
+    struct Obeys(std::cell::Cell<u32>);
+
+    impl Relay for Obeys {
+        async fn look(&self) -> Result<Answers, Failure> {
+            std::future::pending().await
+        }
+
+        async fn end(&self, _: &str) -> Result<(), Failure> {
+            // As a request is: not in one go.
+            tokio::task::yield_now().await;
+            self.0.set(self.0.get() + 1);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn who_ends_one_and_quits_at_once_has_ended_it() {
+        // What is chosen among several that are ready is chance.
+        for _ in 0..20 {
+            let relay = Obeys::default();
+            let mut state = State::default();
+            state.update(answers([3, 2, 1], 0), Duration::from_secs(1));
+            let mut terminal = Terminal::new(TestBackend::new(100, 10)).unwrap();
+            let (sender, keys) = mpsc::channel(KEYS);
+            for key in ['j', 'x', 'y', 'q'] {
+                sender.send(Event::Key(KeyEvent::from(KeyCode::Char(key)))).await.unwrap();
+            }
+            let (ended, last) =
+                watch(&mut terminal, &relay, Clock::start(), &mut state, PATIENCE, keys).await;
+            assert!(ended.is_ok());
+            assert_eq!(relay.0.get(), 1, "it was never asked");
+            // Said on the screen, or after it.
+            let over = format!("{} is over", "aa".repeat(16));
+            assert!(last.is_none_or(|last| last == over));
         }
     }
 

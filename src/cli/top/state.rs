@@ -89,6 +89,8 @@ pub(super) struct State {
     pub(super) said: String,
     /// Why the relay did not answer the last time, if it did not.
     pub(super) trouble: Option<String>,
+    /// Whether a question has waited for its answer for more than the interval.
+    pub(super) is_late: bool,
     before: Before,
 }
 
@@ -105,6 +107,7 @@ impl State {
     /// What the relay told, and when, monotonic.
     pub(super) fn update(&mut self, (stats, list): (Value, Value), at: Duration) {
         self.trouble = None;
+        self.is_late = false;
         if self.paused {
             return;
         }
@@ -172,6 +175,7 @@ impl State {
     /// The relay did not answer, and why. Shown until it does.
     pub(super) fn fail(&mut self, why: &str) {
         self.trouble = Some(plain(why));
+        self.is_late = false;
     }
 
     /// Shown until something else is.

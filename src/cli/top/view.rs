@@ -21,10 +21,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
     frame.render_widget(head_of(state), head);
     draw_table(frame, table, state);
     let keys = "up/down choose  s sort  r turn  x end it  p pause  q quit";
-    let foot_text = match (&state.trouble, state.said.is_empty()) {
-        (_, false) => &state.said,
-        (Some(trouble), true) => trouble,
-        (None, true) => keys,
+    let foot_text = match (&state.trouble, state.said.as_str()) {
+        (None, "") => keys.to_owned(),
+        (None, said) => said.to_owned(),
+        // All else is in doubt while this lasts.
+        (Some(trouble), said) => format!("{trouble}  {said}"),
     };
     frame.render_widget(Paragraph::new(foot_text).dim(), foot);
     if let Some(id) = &state.question {
@@ -46,6 +47,7 @@ fn head_of(state: &State) -> Paragraph<'_> {
     let ready = match (stats["drain"]["draining"] == true, stats["ready"] == true) {
         // All that follows is from before.
         _ if state.trouble.is_some() => "NOT ANSWERING",
+        _ if state.is_late => "NO ANSWER YET",
         (true, _) => "draining",
         (false, true) => "ready",
         (false, false) => "NOT READY",
@@ -159,9 +161,14 @@ mod tests {
         assert!(lines[4].contains("FROM DEVICE"), "{screen}");
         assert!(lines[5].contains("bbbbbbbbbbbb") && lines[5].contains("1.00 MB/s"), "{screen}");
         assert!(lines[9].contains("q quit"), "{screen}");
+        state.is_late = true;
+        let screen = shown(&state, 100, 10);
+        assert!(screen.contains("NO ANSWER YET") && !screen.contains("  ready  "), "{screen}");
+        state.say("it goes on".into());
         state.fail("nobody is there");
         let screen = shown(&state, 100, 10);
         assert!(screen.contains("nobody is there") && screen.contains("NOT ANSWERING"), "{screen}");
+        assert!(screen.contains("it goes on"), "{screen}");
         state.update(answers([1000, 3001000, 1000], 4), Duration::from_secs(4));
         let screen = shown(&state, 100, 10);
         assert!(!screen.contains("nobody is there") && screen.contains("  ready  "), "{screen}");

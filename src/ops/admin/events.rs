@@ -1,8 +1,8 @@
 //! What happens, as it happens: server-sent events, one stream for each who listens.
 //!
 //! Nothing waits for a listener. One that reads too slowly is told how many it missed, by kind, and reads on with what
-//! is newest. One that reads nothing at all for [`STALLED`], while there is something to read, is cut off and its place
-//! is free. Streams end after an hour; whoever wants to goes on with another.
+//! is newest. One that takes less than some tens of kilobytes in [`STALLED`], while events wait for it, is cut off and its
+//! place is free. Streams end after an hour; whoever wants to goes on with another.
 
 use std::{
     pin::Pin,
@@ -28,7 +28,7 @@ use tokio::{
     time::{interval, sleep, timeout},
 };
 
-use super::App;
+use super::{App, auth::Caller};
 use crate::{
     guard::{Heard, Record},
     metrics::SecurityKind,
@@ -42,8 +42,9 @@ const MAX_STREAMS: usize = 32;
 const WAITING: usize = 64;
 /// How often something is sent when nothing happens, so that both ends know of each other.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How long a listener may read nothing at all, once as much waits for it as the kernel and this keep, some hundreds of
-/// kilobytes: longer than a network takes to find another route.
+/// How long nothing more may go to a listener, once as much waits for it as the kernel and this keep, some hundreds of
+/// kilobytes: longer than a network takes to find another route. What is measured is room, and the kernel makes that for
+/// some tens of kilobytes at a time: who takes less in this time seems to take nothing.
 const STALLED: Duration = Duration::from_secs(30);
 /// A stream's whole life.
 const LIFETIME: Duration = Duration::from_secs(3600);
@@ -84,14 +85,18 @@ impl Drop for Listening {
     }
 }
 
-pub(super) async fn events(State(app): State<App>, Extension(peer): Extension<Peer>) -> Response {
+pub(super) async fn events(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Extension(caller): Extension<Caller>,
+) -> Response {
     let Some(listening) = Listening::new(&app.streams) else {
         let detail = format!("{MAX_STREAMS} listen already");
         return problem(StatusCode::SERVICE_UNAVAILABLE, detail);
     };
     peer.held.store(true, Ordering::Relaxed);
     let (sender, receiver) = mpsc::channel(WAITING);
-    tokio::spawn(tell(app, peer, listening, sender));
+    tokio::spawn(tell(app, peer, caller, listening, sender));
     let mut response = Body::new(Stream(receiver)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -116,7 +121,7 @@ impl hyper::body::Body for Stream {
 }
 
 /// Until the listener has gone, has stalled, or its time is over.
-async fn tell(app: App, peer: Peer, listening: Listening, sender: mpsc::Sender<Bytes>) {
+async fn tell(app: App, peer: Peer, caller: Caller, listening: Listening, sender: mpsc::Sender<Bytes>) {
     let mut stopped = peer.stopped.clone();
     let mut security = app.handles.guard.security().subscribe();
     let mut lifecycle = app.handles.control.lifecycle();
@@ -135,7 +140,7 @@ async fn tell(app: App, peer: Peer, listening: Listening, sender: mpsc::Sender<B
             Ok(Ok(())) => {}
             Ok(Err(_)) => break,
             Err(_) => {
-                tracing::debug!("a listener to events reads nothing and is cut off");
+                tracing::info!(by = %caller.actor.name, "a listener to events reads too little and is cut off");
                 peer.cut.notify_one();
                 break;
             }

@@ -16,6 +16,7 @@ use crate::{
     metrics::SecurityKind,
     ops::tokens::{self, Entry},
     table::{Counts, Ended, Limits, Now, Stage},
+    telemetry::{Filter, LogFormat},
     wire::{AllocationId, CloseCode, DeviceId, PeerId, RelayId},
 };
 
@@ -624,8 +625,29 @@ async fn r10_a_slow_listener_is_told_how_much_it_missed() {
     drop(stream);
 }
 
+/// Lines of a log.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn r10_listeners_that_never_read_are_cut_off_and_others_are_not() {
+    // All of it is on this thread.
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let (subscriber, _) =
+        crate::telemetry::subscriber(LogFormat::Text, &Filter::INFO, false, move || writer.clone());
+    let _logged = tracing::subscriber::set_default(subscriber);
     let api = Api::with_patience(0..0, Duration::from_secs(1)).await;
     let addr = api.server.url().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
     let request =
@@ -678,6 +700,9 @@ async fn r10_listeners_that_never_read_are_cut_off_and_others_are_not() {
         }
     };
     timeout(PATIENCE, ends).await.expect("a connection of which nothing is read stays open");
+    let logged = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let told = |line: &&str| line.contains("INFO") && line.contains("is cut off by=ann");
+    assert_eq!(logged.lines().filter(told).count(), silent.len(), "{logged}");
 }
 
 #[tokio::test]
