@@ -18,6 +18,8 @@ use tracing_subscriber::{
 };
 
 #[cfg(feature = "otel")]
+use tracing::Level;
+#[cfg(feature = "otel")]
 use tracing_subscriber::filter::filter_fn;
 
 pub use filter::{Filter, FilterError};
@@ -121,7 +123,8 @@ where
 }
 
 /// The same, and what `spans` turns into spans for a collector. Those of this program stay out of the lines, which are
-/// what they are without.
+/// what they are without; what OpenTelemetry says of itself comes into them from a warning on, whatever `filter` lets
+/// through.
 #[cfg(feature = "otel")]
 pub fn subscriber_with_spans<W>(
     format: LogFormat,
@@ -134,7 +137,13 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let (filter, handle) = reload::Layer::new(filter.to_env_filter());
-    let shown = filter_fn(|metadata| !metadata.is_span() || !metadata.target().starts_with("zrc_relay"));
+    let shown = filter_fn(|metadata| {
+        let target = metadata.target();
+        // What it says below a warning holds the collector's answers, which may repeat what it was sent as a secret.
+        let tells_too_much = *metadata.level() > Level::WARN && target.starts_with("opentelemetry");
+        let is_own_span = metadata.is_span() && target.starts_with("zrc_relay");
+        !tells_too_much && !is_own_span
+    });
     let lines = lines(format, ansi, writer).with_filter(shown);
     let subscriber = tracing_subscriber::registry().with(filter).with(lines).with(spans.layer());
     (subscriber, LevelHandle(Arc::new(handle)))

@@ -1,16 +1,22 @@
 //! Spans for a collector, over OTLP by HTTP: one for each connection, with what was logged while it lived.
 //!
 //! A thread of OpenTelemetry's own gathers them and sends them, by a client that blocks that thread and nothing else.
-//! Its queue is bounded: while a collector is slow or gone, spans are lost. The log says so once, and once when they are
-//! sent again.
+//! Its queue is bounded: while a collector is slow or gone, spans are lost. The log says so once, again when the reason
+//! is another one, and once when they are sent again.
+//!
+//! The collector's URL is a secret: it may hold a password or a key. OpenTelemetry, whose log names the URL, is given
+//! another one.
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    io::Read as _,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use opentelemetry::{KeyValue, trace::TracerProvider as _};
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::{
     Resource,
@@ -22,10 +28,18 @@ use tracing::Subscriber;
 use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::https::{self, Trusted};
+use crate::{
+    clock::Clock,
+    https::{self, Trusted},
+};
 
 /// For one batch, from name look-up to status.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Of the collector's answer, what is read: how many spans it has refused, and why.
+const MAX_ANSWER_BYTES: u64 = 64 * 1024;
+/// After a reason for losses was told, another one is told no sooner.
+const TOLD_AGAIN: Duration = Duration::from_secs(600);
 
 /// Why no spans are sent.
 #[derive(Debug, thiserror::Error)]
@@ -73,16 +87,18 @@ impl Spans {
             Ok(Err(error)) => return Err(OtlpError::Client(error.without_url().to_string())),
             Err(_) => return Err(OtlpError::Client("no thread for it".into())),
         };
+        let why = Arc::default();
+        let collector = Collector { client, url: url.clone(), why: Arc::clone(&why) };
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(client)
-            .with_endpoint(url.as_str())
+            .with_http_client(collector)
+            .with_endpoint(url.origin().ascii_serialization())
             .build()?;
         let resource = Resource::builder()
             .with_service_name("zrc-relay")
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
-        let exporter = SaysOnce { exporter, lost: AtomicU64::new(0) };
+        let exporter = SaysOnce { exporter, why, losses: Mutex::default(), clock: Clock::start() };
         Ok(Self(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build()))
     }
 
@@ -92,27 +108,98 @@ impl Spans {
     }
 }
 
+/// Sends what OpenTelemetry has put together to the collector's true URL.
+struct Collector {
+    client: Client,
+    url: Url,
+    /// Why nothing was answered, if so. OpenTelemetry says no more than that.
+    why: Arc<Mutex<Option<String>>>,
+}
+
+impl fmt::Debug for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Collector").finish_non_exhaustive()
+    }
+}
+
+impl HttpClient for Collector {
+    fn send_bytes<'a, 'b>(
+        &'a self,
+        request: Request<Bytes>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'b>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            // A user and a password in the URL become a header here.
+            let sent = self.client.post(self.url.clone()).headers(parts.headers).body(body).send();
+            let mut answer = sent.map_err(|error| {
+                let error = error.without_url();
+                let why = format!("{:#}", anyhow::Error::new(error));
+                *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+                why
+            })?;
+            let mut response = Response::builder().status(answer.status()).body(Bytes::new())?;
+            *response.headers_mut() = std::mem::take(answer.headers_mut());
+            let mut bytes = Vec::new();
+            answer.take(MAX_ANSWER_BYTES).read_to_end(&mut bytes)?;
+            *response.body_mut() = bytes.into();
+            Ok(response)
+        })
+    }
+}
+
 /// Sends spans. OpenTelemetry would have a line in the log for each batch that is not taken, one every five seconds.
 #[derive(Debug)]
 struct SaysOnce {
     exporter: SpanExporter,
-    /// Spans since the last that were taken.
-    lost: AtomicU64,
+    why: Arc<Mutex<Option<String>>>,
+    losses: Mutex<Losses>,
+    clock: Clock,
+}
+
+/// What has been lost since spans were last taken, and what was told of it.
+#[derive(Debug, Default)]
+struct Losses {
+    spans: u64,
+    /// The reason, and when, monotonic.
+    told: Option<(String, Duration)>,
+}
+
+impl Losses {
+    /// So many more; whether to tell it. A batch without spans is not sent.
+    fn lose(&mut self, spans: usize, why: &str, now: Duration) -> bool {
+        self.spans = self.spans.saturating_add(u64::try_from(spans).unwrap_or(u64::MAX));
+        let tells = match &self.told {
+            None => true,
+            Some((told, at)) => told != why && now.saturating_sub(*at) >= TOLD_AGAIN,
+        };
+        if tells {
+            self.told = Some((why.to_owned(), now));
+        }
+        tells
+    }
 }
 
 impl opentelemetry_sdk::trace::SpanExporter for SaysOnce {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let spans = u64::try_from(batch.len()).unwrap_or(u64::MAX);
-        match self.exporter.export(batch).await {
+        let spans = batch.len();
+        let sent = self.exporter.export(batch).await;
+        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        match sent {
             Ok(()) => {
-                let lost = self.lost.swap(0, Ordering::Relaxed);
+                let lost = std::mem::take(&mut *losses).spans;
                 if lost > 0 {
                     tracing::info!(lost, "the collector takes spans again");
                 }
             }
             Err(error) => {
-                if self.lost.fetch_add(spans, Ordering::Relaxed) == 0 {
-                    tracing::warn!(%error, "the collector takes no spans; they are lost until it does");
+                let error = why.unwrap_or_else(|| error.to_string());
+                if losses.lose(spans, &error, self.clock.mono()) {
+                    tracing::warn!(error, "the collector takes no spans; they are lost until it does");
                 }
             }
         }
@@ -138,5 +225,22 @@ impl Drop for Spans {
         if let Err(error) = self.0.shutdown() {
             tracing::warn!(%error, "the last spans could not be sent");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_reason_is_told_and_not_too_often() {
+        let mut losses = Losses::default();
+        let mut told = |secs, why| losses.lose(2, why, Duration::from_secs(secs));
+        assert!(told(0, "no such name"));
+        assert!(!told(5, "no such name") && !told(10, "401"));
+        assert!(told(600, "401"), "what is wrong now is not what was");
+        assert!(!told(605, "no such name") && !told(9000, "401"));
+        assert!(told(9005, "no such name"));
+        assert_eq!(losses.spans, 14);
     }
 }

@@ -18,7 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("metrics", &["geoip", "table", "wire"]),
     // Whom others are believed by.
     ("https", &[]),
-    ("telemetry", &["https"]),
+    ("telemetry", &["clock", "https"]),
     // What both ends of a connection do to their transport.
     ("quic", &[]),
     // What the services stand on.

@@ -42,9 +42,14 @@ fn collector(refused: usize) -> (u16, mpsc::Receiver<(String, Vec<u8>)>) {
             }
             let status = if left > 0 { "403 Forbidden" } else { "200 OK" };
             left = left.saturating_sub(1);
-            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            // Some repeat what they were sent.
+            let head_text = head.concat();
+            let length = head_text.len();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{head_text}"
+            );
             let _ = (&stream).write_all(answer.as_bytes());
-            if sender.send((head.concat(), body)).is_err() {
+            if sender.send((head_text, body)).is_err() {
                 break;
             }
         }
@@ -54,11 +59,16 @@ fn collector(refused: usize) -> (u16, mpsc::Receiver<(String, Vec<u8>)>) {
 
 /// A relay that sends its spans there, so often.
 fn relay(port: u16, every: Duration) -> Relay {
+    relay_with(&format!("http://127.0.0.1:{port}/v1/traces"), "info", every)
+}
+
+/// A relay that sends its spans to this URL, and logs at this level.
+fn relay_with(url: &str, level: &str, every: Duration) -> Relay {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("relay.toml");
     let config = format!(
         "state_dir = \"state\"\n[relay]\nself_certified = true\nlisten_addr = \"127.0.0.1\"\nlisten_port = 0\n\
-         [ops]\nlisten_port = 0\n[log]\notlp_url = \"http://127.0.0.1:{port}/v1/traces\"\n"
+         [ops]\nlisten_port = 0\n[log]\nlevel = \"{level}\"\notlp_url = \"{url}\"\n"
     );
     fs::write(&path, config).unwrap();
     let mut command = command(&["serve", "--config", path.to_str().unwrap()]);
@@ -107,7 +117,7 @@ fn a_relay_without_its_collector_serves() {
     let mut relay = relay(taken.local_addr().unwrap().port(), SOON);
     assert_eq!(run(&["probe", "--relay", &relay.descriptor()]).exit, 0);
     let line = relay.process.line_with(LOST);
-    assert!(line.contains("WARN"), "{line}");
+    assert!(line.contains("WARN") && line.contains("refused"), "{line}");
     assert_eq!(run(&["probe", "--relay", &relay.descriptor()]).exit, 0);
     relay.process.signal("TERM");
     assert_eq!(relay.process.end().code(), Some(0));
@@ -129,4 +139,25 @@ fn a_collector_that_refuses_is_told_of_once_and_once_when_it_takes_spans_again()
     relay.process.signal("TERM");
     assert_eq!(relay.process.end().code(), Some(0));
     assert!(!relay.process.seen.iter().any(|line| line.contains("ExportError")), "{:#?}", relay.process.seen);
+}
+
+#[test]
+fn a_collectors_secrets_are_sent_to_it_and_not_logged_at_any_level() {
+    let (port, requests) = collector(1);
+    let url = format!("http://ann:hunter%202@127.0.0.1:{port}/v1/traces?key=hunter3");
+    let mut relay = relay_with(&url, "trace,opentelemetry=trace,opentelemetry-otlp=trace", SOON);
+    for _ in 0..2 {
+        assert_eq!(run(&["probe", "--relay", &relay.descriptor()]).exit, 0);
+        let (head, _) = requests.recv_timeout(PATIENCE).expect("no spans came");
+        assert!(head.starts_with("POST /v1/traces?key=hunter3 HTTP/1.1\r\n"), "{head}");
+        // ann:hunter 2
+        assert!(head.contains("Basic YW5uOmh1bnRlciAy\r\n"), "{head}");
+    }
+    relay.process.signal("TERM");
+    assert_eq!(relay.process.end().code(), Some(0));
+    assert!(lines_with(&relay, "TRACE") > 0, "{:#?}", relay.process.seen);
+    assert!(lines_with(&relay, "403") > 0, "{:#?}", relay.process.seen);
+    for secret in ["hunter", "YW5uOmh1bnRlciAy"] {
+        assert_eq!(lines_with(&relay, secret), 0, "{:#?}", relay.process.seen);
+    }
 }
