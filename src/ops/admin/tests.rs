@@ -677,19 +677,9 @@ async fn r10_listeners_that_never_read_are_cut_off_and_others_are_not() {
             assert_ne!(timeout(PATIENCE, reads.read(&mut bytes)).await.unwrap().unwrap(), 0);
         }
     };
-    let comes = async {
-        loop {
-            let mut stream = listen(&api).await;
-            let mut first = [0; 12];
-            stream.read_exact(&mut first).await.unwrap();
-            if &first == b"HTTP/1.1 200" {
-                break;
-            }
-        }
-    };
     tokio::select! {
         () = beside => {}
-        came = timeout(3 * PATIENCE, comes) => came.expect("places stay taken by those who do not read"),
+        came = timeout(3 * PATIENCE, place(&api)) => came.expect("places stay taken by those who do not read"),
     }
     // It is no more than kept places: the connections themselves have ended, not only their streams. What is there to
     // be read is read to an end, or to a reset.
@@ -703,6 +693,18 @@ async fn r10_listeners_that_never_read_are_cut_off_and_others_are_not() {
     let logged = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     let told = |line: &&str| line.contains("INFO") && line.contains("is cut off by=ann");
     assert_eq!(logged.lines().filter(told).count(), silent.len(), "{logged}");
+}
+
+/// Waits for a place among those who listen.
+async fn place(api: &Api) {
+    loop {
+        let mut stream = listen(api).await;
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).await.unwrap();
+        if &first == b"HTTP/1.1 200" {
+            return;
+        }
+    }
 }
 
 #[tokio::test]
@@ -732,14 +734,7 @@ async fn r10_listeners_are_bounded() {
     streams.pop();
     timeout(PATIENCE, async {
         while api.with_headers("GET", "/admin/drain", &headers).await.status != 200 {}
-        loop {
-            let mut stream = listen(&api).await;
-            let mut first = [0; 12];
-            stream.read_exact(&mut first).await.unwrap();
-            if &first == b"HTTP/1.1 200" {
-                break;
-            }
-        }
+        place(&api).await;
     })
     .await
     .unwrap();
